@@ -1,0 +1,164 @@
+"""Tokenizer files of a folder, and text to ids and back with either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mobile_export.checkpoint.contents import Tokenizer
+from mobile_export.checkpoint.sentencepiece_model import convert_sentencepiece
+from mobile_export.checkpoint.strict_json import DAMAGED, parse_object, read_file
+from mobile_export.errors import InputError
+
+JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[Path], list[str]]:
+    """The folder's tokenizer; tokenizer.json before tokenizer.model.
+
+    Returns:
+        The tokenizer or None, the files it came from, and warnings.
+    Raises:
+        InputError: a tokenizer file is damaged.
+    """
+    main = next((name for name in (JSON, SENTENCEPIECE) if (folder / name).is_file()), None)
+    if main is None:
+        hint = "; AutoTokenizer can save one from vocab.json" if (folder / "vocab.json").is_file() else ""
+        return None, [], [f"{folder}: has no {JSON} or {SENTENCEPIECE}, so the artifact will have none{hint}"]
+    paths = [folder / name for name in (main, *BESIDE) if (folder / name).is_file()]
+    files = {path.name: read_file(path) for path in paths}
+    settings = _settings(files)
+    jinja = files.get("chat_template.jinja")
+    template = jinja.decode("utf-8", errors="replace") if jinja is not None else _chat_template(settings)
+    if main == JSON:
+        tokenizer, warnings = _from_json(files, settings, template)
+    else:
+        tokenizer, warnings = _from_sentencepiece(files, settings, template)
+        if (folder / "added_tokens.json").is_file():
+            warnings = [*warnings, f"added_tokens.json: not used, {SENTENCEPIECE} cannot give its tokens"]
+    return tokenizer, paths, warnings
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, without bos or eos around it.
+
+    Special tokens spelled in the text become their ids with tokenizer.json, and stay text with tokenizer.model.
+    """
+    if JSON in tokenizer.files:
+        ids: list[int] = _load_json(tokenizer.files[JSON]).encode(text, add_special_tokens=False).ids
+    else:
+        ids = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).encode(text, out_type=int)
+    return ids
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids; special tokens are left out."""
+    if JSON in tokenizer.files:
+        text: str = _load_json(tokenizer.files[JSON]).decode(list(ids), skip_special_tokens=True)
+    else:
+        text = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).decode(list(ids))
+    return text
+
+
+def with_tokenizer_json(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, with a tokenizer.json among its files; converted where it has only tokenizer.model.
+
+    Raises:
+        InputError: tokenizer.model is of a kind tokenizer.json of ours cannot say.
+    """
+    if JSON in tokenizer.files:
+        return tokenizer
+    content, config = convert_sentencepiece(
+        tokenizer.files[SENTENCEPIECE], adds_bos=tokenizer.adds_bos, chat_template=tokenizer.chat_template
+    )
+    # A tokenizer_config.json of the checkpoint's own stays: it may say more than we know.
+    return replace(tokenizer, files={"tokenizer_config.json": config, **tokenizer.files, JSON: content})
+
+
+@lru_cache(maxsize=4)
+def _load_json(content: bytes) -> Any:
+    from tokenizers import Tokenizer as JsonTokenizer
+
+    parse_object(JSON, content)  # says which line; the library does not
+    try:
+        return JsonTokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+        raise InputError(JSON, f"is not a tokenizer ({error})", DAMAGED) from None
+
+
+@lru_cache(maxsize=4)
+def _load_sentencepiece(content: bytes) -> Any:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise InputError(SENTENCEPIECE, "is not a SentencePiece model", DAMAGED) from None
+
+
+def _from_json(
+    files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None
+) -> tuple[Tokenizer, list[str]]:
+    loaded = _load_json(files[JSON])
+    ids, warnings = {}, []
+    for key in ("bos_token", "eos_token"):
+        token = _token_text(settings.get(key))
+        ids[key] = loaded.token_to_id(token) if token else None
+        if token and ids[key] is None:
+            warnings.append(f"tokenizer_config.json: {key} {token!r} is not in {JSON}")
+    vocabulary = loaded.get_vocab(with_added_tokens=True)
+    bos_id, eos_id = ids["bos_token"], ids["eos_token"]
+    tokenizer = Tokenizer(
+        files=files,
+        vocab_size=max(vocabulary.values(), default=-1) + 1,
+        bos_id=bos_id,
+        eos_ids=() if eos_id is None else (eos_id,),
+        chat_template=template,
+        # What the file does, not what a setting beside it says.
+        adds_bos=bos_id is not None and loaded.encode("").ids[:1] == [bos_id],
+    )
+    return tokenizer, warnings
+
+
+def _from_sentencepiece(
+    files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None
+) -> tuple[Tokenizer, list[str]]:
+    loaded = _load_sentencepiece(files[SENTENCEPIECE])
+    bos_id, eos_id = loaded.bos_id(), loaded.eos_id()  # -1 where there is none
+    tokenizer = Tokenizer(
+        files=files,
+        vocab_size=loaded.get_piece_size(),
+        bos_id=None if bos_id < 0 else bos_id,
+        eos_ids=() if eos_id < 0 else (eos_id,),
+        chat_template=template,
+        adds_bos=bos_id >= 0 and settings.get("add_bos_token", True) is True,  # LlamaTokenizer's default
+    )
+    return tokenizer, []
+
+
+def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json, which repeats part of it."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if name in files:
+            settings |= {key: value for key, value in parse_object(name, files[name]).items() if value is not None}
+    return settings
+
+
+def _token_text(value: object) -> str | None:
+    """A token as text or as {"content": text, ...}."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _chat_template(settings: Mapping[str, Any]) -> str | None:
+    """One template, or the one called "default" of a list."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
