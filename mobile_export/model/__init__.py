@@ -1,0 +1,1 @@
+"""Step 4, build: DecoderSpec + SharingPlan -> one Decoder that every emitter and the verification run."""

@@ -1,0 +1,146 @@
+"""One decoder for every attention family: (tokens, start) -> logits, with the KV cache behind `attend`.
+
+A block is cut at the attention, since that is where a runtime's own operators sit: `AttentionInput` gives the joined
+query, key and value; `FeedForward` takes what the attention gathered to the block's output. Emitters replace these
+modules by lowered ones, verification replaces their Linears by quantized ones; the graph between them stays this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mobile_export.families.spec import DecoderSpec, RopeSpec
+
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x**2) + eps) * weight over the last axis. Source: arXiv:1910.07467."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class AttentionInput(nn.Module):
+    """Residual stream [1, T, hidden] -> joined query, key, value [1, T, (heads + 2 * kv_heads) * head_dim]."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.qkv: nn.Module = nn.Linear(spec.hidden_size, spec.qkv_size, bias=spec.qkv_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.qkv(self.norm(x))
+
+
+class FeedForward(nn.Module):
+    """Residual stream [1, T, hidden] and attended values [1, T, heads * head_dim] -> residual stream."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.o: nn.Module = nn.Linear(spec.attended_size, spec.hidden_size, bias=spec.o_bias)
+        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.gate: nn.Module = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=spec.ffn_bias)
+        self.up: nn.Module = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=spec.ffn_bias)
+        self.down: nn.Module = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=spec.ffn_bias)
+
+    def forward(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        x = x + self.o(attended)
+        y = self.norm(x)
+        return x + self.down(self.activation(self.gate(y)) * self.up(y))
+
+
+class Block(nn.Module):
+    """One stored block, in its two pieces."""
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.ffn = attention, ffn
+
+
+class Head(nn.Module):
+    """Residual stream [1, T, hidden] -> logits [1, T, vocab]."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.linear: nn.Module = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(x))
+
+
+class Decoder(nn.Module):
+    """The whole model. Stored blocks are modules; the schedule calls them, each execution with its own KV slot.
+
+    embedding: tokens int64 [1, T] -> [1, T, hidden]; blocks: stored ones; head: as Head.
+    attend: called as attend(slot, query, key, value, start) with query [1, T, heads, head_dim], key and value
+        [1, T, kv_heads, head_dim], rotated; it keeps slot's cache and gives [1, T, heads, head_dim].
+    context: rows of the rotary tables: start + T may not exceed it.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        schedule: tuple[int, ...],
+        context: int,
+        *,
+        embedding: nn.Module,
+        blocks: Iterable[Block],
+        attend: nn.Module,
+        head: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.spec, self.schedule, self.context = spec, schedule, context
+        self.embedding, self.attend, self.head = embedding, attend, head
+        self.blocks = nn.ModuleList(blocks)
+        cos, sin = rope_tables(spec.rope, context)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """Run tokens int64 [1, T] that follow `start` int64 [1] cached positions; logits float32 [1, 1, vocab] of the last."""
+        return self.head(self.hidden(tokens, start)[:, -1:, :])
+
+    def hidden(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        """The residual stream after the last execution, [1, T, hidden]."""
+        spec, length = self.spec, tokens.shape[1]
+        position = start[0].item()
+        torch._check(position >= 0)
+        torch._check(position + length <= self.context)
+        cos, sin = (table.narrow(0, position, length).unsqueeze(1) for table in (self.cos, self.sin))
+        heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        x = self.embedding(tokens)
+        for slot, stored in enumerate(self.schedule):
+            block = self.blocks[stored]
+            joined = block.attention(x).view(1, length, heads + 2 * kv_heads, spec.head_dim)
+            rotated = rotate(joined[:, :, : heads + kv_heads], cos, sin)  # query and key in one pass
+            query, key, value = rotated[:, :, :heads], rotated[:, :, heads:], joined[:, :, heads + kv_heads :]
+            attended = self.attend(slot, query, key, value, position)
+            x = block.ffn(x, attended.reshape(1, length, spec.attended_size))
+        return x
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [T, 1, head_dim / 2].
+
+    Source: arXiv:2104.09864, in the half-split order of Hugging Face's weights.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of every position, float32 [context, head_dim / 2]."""
+    angle = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(rope.inverse_frequencies))
+    return angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor

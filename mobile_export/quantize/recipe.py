@@ -1,0 +1,145 @@
+"""A recipe: which weights go to how many bits. Read from TOML, refused where a key is unknown."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from mobile_export.errors import InputError, UsageError
+
+STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Precision:
+    """How one weight matrix is stored.
+
+    bits: 4 or 8 for signed codes, 32 for float32.
+    group_size: inputs that share a scale; None for one scale per output channel. Only with 4 bits.
+    """
+
+    bits: Literal[4, 8, 32]
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bits == 4) != (self.group_size is not None):
+            raise ValueError("4 bits need a group_size, 8 and 32 take none")
+        if self.group_size is not None and (self.group_size < 32 or self.group_size % 32):
+            raise ValueError("group_size is a multiple of 32: what the runtimes' 4-bit kernels take")
+
+    def __str__(self) -> str:
+        if self.bits == 32:
+            return "float32"
+        return f"{self.bits}-bit, " + (f"group {self.group_size}" if self.group_size else "per channel")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Override:
+    """Another precision for the matrices a glob names, e.g. match = "blocks.0.ffn.*"."""
+
+    match: str
+    precision: Precision
+
+
+@dataclass(frozen=True, config=STRICT)
+class KvCache:
+    """How the KV cache is kept: float32, or int8 with one scale per token and head."""
+
+    dtype: Literal["float32", "int8"] = "float32"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Recipe:
+    """What to quantize and how; says nothing of packing or backend.
+
+    linear: every matrix in the blocks. embedding: the token table, and the head where the two are tied.
+    head: a head of its own. activations: int8 per token at run time, or float32.
+    """
+
+    name: str
+    description: str
+    linear: Precision
+    embedding: Precision
+    head: Precision
+    activations: Literal["int8", "float32"] = "int8"
+    kv: KvCache = field(default_factory=KvCache)
+    override: list[Override] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for precision in (self.linear, self.head, *(o.precision for o in self.override)):
+            if (precision.bits == 32) != (self.activations == "float32"):
+                raise ValueError("float32 weights go with float32 activations, quantized ones with int8 activations")
+
+
+_RECIPE = pydantic.TypeAdapter(Recipe)
+
+
+def recipe_folder() -> Path:
+    """Where the packaged recipes lie: recipes/ of a checkout, or inside an installed package."""
+    installed = Path(str(resources.files("mobile_export"))) / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Name -> file of every packaged recipe, sorted by name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.toml"))}
+
+
+def read_recipe(name_or_file: str) -> Recipe:
+    """Read a packaged recipe by name, or a TOML file by path.
+
+    Raises:
+        UsageError: no such recipe or file.
+        InputError: not TOML, an unknown key, or a value out of range.
+    """
+    packaged = packaged_recipes()
+    path = packaged.get(name_or_file, Path(name_or_file))
+    if not path.is_file():
+        close = difflib.get_close_matches(name_or_file, packaged, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UsageError(f"--recipe {name_or_file}", "no such recipe or file", f"{hint}recipes: {', '.join(packaged)}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(str(path), f"not TOML: {error}", "see docs/recipes.md for an example") from None
+    return recipe_from(values, str(path))
+
+
+def recipe_from(values: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from plain values, as TOML or a manifest holds them.
+
+    Raises:
+        InputError: an unknown key, or a value out of range.
+    """
+    try:
+        return _RECIPE.validate_json(json.dumps(values))  # strict, and only JSON may turn dicts into dataclasses
+    except pydantic.ValidationError as error:
+        raise InputError(where, *_explain(error)) from None
+
+
+def _explain(error: pydantic.ValidationError) -> tuple[str, str]:
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent, key = first["loc"][:-1], str(first["loc"][-1])
+        known = _fields_at(tuple(str(part) for part in parent))
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {place!r}", hint
+    return f"{place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}", "see docs/recipes.md for what each key takes"
+
+
+def _fields_at(place: tuple[str, ...]) -> list[str]:
+    named = {"linear": Precision, "embedding": Precision, "head": Precision, "precision": Precision}
+    kinds: dict[str, type] = {**named, "kv": KvCache, "override": Override}
+    names = [part for part in place if part in kinds]
+    return list(pydantic.TypeAdapter(kinds[names[-1]] if names else Recipe).json_schema()["properties"])

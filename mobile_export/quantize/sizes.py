@@ -1,0 +1,87 @@
+"""What a checkpoint weighs before anything is exported: parameters, bytes per part and precision, KV bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mobile_export.families.spec import DecoderSpec, Recognised
+from mobile_export.quantize.recipe import Precision
+from mobile_export.quantize.weights import PARTS, MatrixPlan, ModelWeights
+
+GROUP_SIZE = 32  # of the 4-bit column
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One part of a model. parameters: stored. bytes_*: in a .pte at that precision, norms float32 throughout.
+
+    bytes_4_bit is None where groups of 32 do not divide a matrix; bytes_recipe is what the recipe makes of it.
+    """
+
+    name: str
+    parameters: int
+    bytes_fp16: int
+    bytes_8_bit: int
+    bytes_4_bit: int | None
+    bytes_recipe: int
+
+
+def part_sizes(weights: ModelWeights) -> tuple[PartSize, ...]:
+    """Every part that holds anything, every stored weight once."""
+    predicted = weights.predicted_bytes()
+    return tuple(
+        _part_size(weights, part, predicted[part])
+        for part in PARTS
+        if any(weights.part_of(name) == part for name in weights.sources)
+    )
+
+
+def _part_size(weights: ModelWeights, part: str, bytes_recipe: int) -> PartSize:
+    names = [name for name in weights.sources if weights.part_of(name) == part]
+    if part == "norms":
+        count = sum(math.prod(shape) for name in names for shape in weights.sources[name].shapes)
+        return PartSize(part, count, 4 * count, 4 * count, 4 * count, bytes_recipe)
+    matrices = [weights.matrices[name] for name in names]
+    count = sum(m.parameters for m in matrices)
+    eight = sum(_bytes_at(m, Precision(8)) for m in matrices)
+    divides = all(m.shape[1] % GROUP_SIZE == 0 for m in matrices)
+    four = sum(_bytes_at(m, Precision(4, GROUP_SIZE)) for m in matrices) if divides else None
+    return PartSize(part, count, 2 * count, eight, four, bytes_recipe)
+
+
+def _bytes_at(matrix: MatrixPlan, precision: Precision) -> int:
+    at = MatrixPlan(matrix.name, matrix.shape, precision, matrix.uses)
+    return at.code_bytes + at.scale_bytes
+
+
+def stored_parameters(weights: ModelWeights) -> int:
+    """Parameters of the artifact, every stored weight once."""
+    return sum(math.prod(shape) for source in weights.sources.values() for shape in source.shapes)
+
+
+def executed_parameters(weights: ModelWeights) -> int:
+    """Parameters the same network would store with nothing shared: every execution's, and a head of its own."""
+    return sum(
+        math.prod(shape) * weights.executions_of(name)
+        for name, source in weights.sources.items()
+        for shape in source.shapes
+    )
+
+
+def bits_per_weight(weights: ModelWeights) -> float:
+    """Bits of all matrices' codes and scales over their parameters."""
+    bits = 8 * sum(m.code_bytes + m.scale_bytes for m in weights.matrices.values())
+    return bits / sum(m.parameters for m in weights.matrices.values())
+
+
+def kv_bytes_per_token(spec: DecoderSpec, slots: int, dtype: str) -> int:
+    """Bytes one token adds to the KV cache over all slots: key and value, with a scale and a zero point a row for int8."""
+    row = spec.head_dim + 5 if dtype == "int8" else 4 * spec.head_dim
+    return 2 * slots * spec.num_key_value_heads * row
+
+
+def embedding_share(recognised: Recognised, weights: ModelWeights) -> float:
+    """Share of the stored parameters that lie in the token table, and in the head where it has its own."""
+    table = recognised.spec.vocab_size * recognised.spec.hidden_size
+    return table * (1 if weights.plan.tied else 2) / stored_parameters(weights)

@@ -1,0 +1,158 @@
+"""Every weight of the graph at its recipe's precision, read and quantized when asked for.
+
+The one place numbers are made: all three emitters and the verification ask here, so they hold the same codes and scales.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mobile_export.checkpoint.contents import Checkpoint
+from mobile_export.checkpoint.read import read_float32
+from mobile_export.errors import InputError
+from mobile_export.families.spec import Recognised, WeightSource
+from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
+from mobile_export.quantize.recipe import Precision, Recipe
+from mobile_export.sharing import SharingPlan
+
+EMBEDDING, HEAD = "embedding.weight", "head.linear.weight"
+PARTS = ("embedding", "head", "blocks", "norms")
+
+
+@dataclass(frozen=True)
+class MatrixPlan:
+    """One matrix: its graph name, shape, precision, and how many graph places use the one copy."""
+
+    name: str
+    shape: tuple[int, int]
+    precision: Precision
+    uses: int
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the codes (or floats), two 4-bit codes to a byte."""
+        return self.parameters * self.precision.bits // 8
+
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of the scales as ExecuTorch stores them: bfloat16 per group, float32 per channel."""
+        rows, columns = self.shape
+        if self.precision.group_size:
+            return rows * columns // self.precision.group_size * 2
+        return 0 if self.precision.bits == 32 else rows * 4
+
+
+class ModelWeights:
+    """The weights of a checkpoint under a sharing plan and a recipe; nothing is read until asked for.
+
+    Names are the graph's, with stored blocks numbered as in the plan: "blocks.3.ffn.down.weight".
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recognised: Recognised, plan: SharingPlan, recipe: Recipe) -> None:
+        """Decide every matrix's precision.
+
+        Raises:
+            InputError: a group size that does not divide a matrix, or an override that names no matrix.
+        """
+        self.checkpoint, self.recognised, self.plan, self.recipe = checkpoint, recognised, plan, recipe
+        self.sources = _sources(recognised, plan)
+        self.matrices = {m.name: m for m in _assign(self.sources, plan, recipe)}
+        for matrix in self.matrices.values():
+            _check_divides(self.where(matrix.name), matrix)
+
+    def where(self, name: str) -> str:
+        """"file: tensor" of a weight's first tensor, for error lines."""
+        return self.checkpoint.tensors[self.sources[name].tensors[0]].where
+
+    def float32(self, name: str) -> torch.Tensor:
+        """A weight as float32, its parts stacked along the rows.
+
+        Raises:
+            InputError: a value that is not finite, or a tensor that is not floating.
+        """
+        parts = [read_float32(self.checkpoint.tensors[tensor]) for tensor in self.sources[name].tensors]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        """A matrix's codes and scales; the same on every call."""
+        return quantize_weight(self.float32(name), self.matrices[name].precision)
+
+    def source_of(self, place: str) -> str:
+        """The weight a place in the graph reads: a tied head reads the table, every other place its own."""
+        return EMBEDDING if place == HEAD and self.plan.tied else place
+
+    def part_of(self, name: str) -> str:
+        """The part of the model a weight is billed to: "embedding", "head", "blocks" or "norms" (biases too)."""
+        if name not in self.matrices:
+            return "norms"
+        return {EMBEDDING: "embedding", HEAD: "head"}.get(name, "blocks")
+
+    def predicted_bytes(self) -> dict[str, int]:
+        """Part -> bytes of its weights in a .pte, every stored weight once. Says nothing of graph and position tables."""
+        parts = dict.fromkeys(PARTS, 0)
+        for name, source in self.sources.items():
+            matrix = self.matrices.get(name)
+            values = sum(math.prod(shape) for shape in source.shapes)
+            parts[self.part_of(name)] += matrix.code_bytes + matrix.scale_bytes if matrix else 4 * values
+        return parts
+
+    def executions_of(self, name: str) -> int:
+        """How many places of the graph use a weight."""
+        return _uses(name, self.plan)
+
+
+def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSource]:
+    """The weights the graph has under a plan: stored blocks renumbered, no head where it is tied."""
+    number = {file_block: stored for stored, file_block in enumerate(plan.blocks)}
+    sources = {}
+    for name, source in recognised.weights.items():
+        if name == HEAD and plan.tied:
+            continue
+        if name.startswith("blocks."):
+            _, block, rest = name.split(".", 2)
+            if int(block) not in number:
+                continue
+            name = f"blocks.{number[int(block)]}.{rest}"
+        sources[name] = source
+    return sources
+
+
+def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> Iterable[MatrixPlan]:
+    unmatched = {o.match for o in recipe.override}
+    for name, source in sources.items():
+        if len(source.shapes[0]) != 2:
+            continue
+        precision = {EMBEDDING: recipe.embedding, HEAD: recipe.head}.get(name, recipe.linear)
+        for override in recipe.override:
+            if fnmatch.fnmatchcase(name, override.match):
+                precision = override.precision
+                unmatched.discard(override.match)
+        rows, columns = sum(shape[0] for shape in source.shapes), source.shapes[0][1]
+        yield MatrixPlan(name, (rows, columns), precision, _uses(name, plan))
+    if unmatched:
+        match = sorted(unmatched)[0]
+        raise InputError(f"recipe {recipe.name}", f"override {match!r} names no matrix", "`inspect` lists their names")
+
+
+def _uses(name: str, plan: SharingPlan) -> int:
+    """How many places of the graph use a weight: every execution of its block; gather and head for a tied table."""
+    if name == EMBEDDING:
+        return 2 if plan.tied else 1
+    return plan.schedule.count(int(name.split(".")[1])) if name.startswith("blocks.") else 1
+
+
+def _check_divides(where: str, matrix: MatrixPlan) -> None:
+    group, columns = matrix.precision.group_size, matrix.shape[1]
+    if group and columns % group:
+        fits = math.gcd(columns, group)
+        then = f"use group_size {fits}" if fits % 32 == 0 else f'give {matrix.name} 8 bits by an [[override]]'
+        raise InputError(where, f"{columns} inputs do not divide into groups of {group}", then)
