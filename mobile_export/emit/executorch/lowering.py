@@ -1,0 +1,180 @@
+"""Lower one piece to one XNNPACK delegate, once per shape, and instantiate it for every block of that shape.
+
+A delegate's payload names its constants by SHA-256 of their bytes and holds none of them. So the payload of another
+block of the same shape is the same bytes with other names, and lowering it would only compute the same thing again
+(a test compares the two). The template is lowered with random weights, so that no two of its constants are equal and
+every name in it belongs to exactly one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.backend.partitioner import PartitionResult
+from executorch.exir.backend.utils import tag_constant_data
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from torch import nn
+from torch.export import Dim, ExportedProgram, export
+
+from mobile_export.emit.executorch.pieces import Constant, matrix_constants, random_weight, torchao_weight, vector_constant
+from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.recipe import Precision
+
+ALIGNMENT = 16  # of a named constant, as XNNPACK's serializer asks
+EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+
+Weight = QuantizedWeight | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Template:
+    """A piece lowered with random weights.
+
+    lowered: the delegate, its payload naming the random constants.
+    constants: for each weight of the piece its random constants, in the order `constants_of` gives them.
+    inputs: the delegate's order of the piece's arguments.
+    program: a stand-in with the same signature. Tracing the outer graph evaluates a delegate's program each time, and
+        evaluating the real one for every execution took 30 of 45 seconds.
+    """
+
+    lowered: LoweredBackendModule
+    constants: Mapping[str, tuple[Constant, ...]]
+    inputs: tuple[int, ...]
+    program: ExportedProgram
+
+
+class WholePiecePartitioner(XnnpackPartitioner):
+    """XnnpackPartitioner that also takes the constants of elementwise operators (a norm's weight) into the delegate.
+
+    The stock one leaves them outside as inputs, where a template could not be instantiated without them.
+    """
+
+    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
+        result = super().partition(exported_program)
+        tag_constant_data(exported_program)
+        return result
+
+
+class ShapeOnly(nn.Module):
+    """Takes a piece's inputs, gives a tensor of its output's shape, computes nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor]:
+        return (inputs[0].new_zeros(1, inputs[0].shape[1], self.width),)
+
+
+class Delegated(nn.Module):
+    """A lowered piece in the place of the module it was made from: takes the piece's arguments in the piece's order."""
+
+    def __init__(self, lowered: LoweredBackendModule, inputs: tuple[int, ...]) -> None:
+        super().__init__()
+        self.lowered, self.inputs = lowered, inputs
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return self.lowered(*(arguments[i] for i in self.inputs))[0]
+
+
+def lower_template(
+    piece: nn.Module, precisions: Mapping[str, Precision], widths: Sequence[int], out_width: int, max_prompt: int
+) -> Template:
+    """Lower a piece with random weights of the given precisions.
+
+    Args:
+        piece: on the meta device or not; its weights are replaced. Norms already in product form.
+        precisions: weight name within the piece -> precision, for its matrices.
+        widths: channels of each input; inputs are float32 [1, T, width].
+        max_prompt: largest T.
+    Raises:
+        AssertionError: the piece did not become exactly one delegate. Ours to mend, never the user's.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights: dict[str, Weight] = {}
+    for name, parameter in list(piece.named_parameters()):
+        if name in precisions and precisions[name].bits < 32:
+            weights[name] = random_weight(tuple(parameter.shape), precisions[name], generator)
+        else:
+            weights[name] = torch.rand(parameter.shape, generator=generator) + 0.5
+        put_weight(piece, name, weights[name])
+    lowered, names = lower(piece, widths, max_prompt)
+    constants = {name: constants_of(weight) for name, weight in weights.items()}
+    _check_all_named(lowered, constants)
+    inputs, shapes = _example([widths[i] for i in names], max_prompt)
+    stand_in = export(ShapeOnly(out_width), inputs, dynamic_shapes=(shapes,), strict=True)
+    return Template(lowered, constants, names, stand_in)
+
+
+def lower(piece: nn.Module, widths: Sequence[int], max_prompt: int) -> tuple[LoweredBackendModule, tuple[int, ...]]:
+    """The stock lowering of one piece: the delegate, and the order in which it takes the piece's arguments."""
+    inputs, shapes = _example(widths, max_prompt)
+    program = export(piece, inputs, dynamic_shapes=shapes, strict=True)
+    arguments = list(program.graph_signature.user_inputs)
+    edge = to_edge_transform_and_lower(program, partitioner=[WholePiecePartitioner()], compile_config=EDGE)
+    graph = edge.exported_program().graph_module
+    lowered = [getattr(graph, name) for name, _ in graph.named_children() if name.startswith("lowered_module")]
+    outside = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+    outside = [name for name in outside if "executorch_call_delegate" not in name and "getitem" not in name]
+    assert len(lowered) == 1 and not outside, f"{type(piece).__name__}: {len(lowered)} delegates, outside: {outside}"
+    taken = lowered[0].original_module.graph_signature.user_inputs
+    return lowered[0], tuple(arguments.index(name) for name in taken)
+
+
+def instantiate(template: Template, weights: Mapping[str, Weight]) -> Delegated:
+    """The template's delegate for another block: the same payload, with this block's constants under their own names."""
+    payload = template.lowered.processed_bytes
+    store, replaced = NamedDataStore(), {}
+    for name, old in template.constants.items():
+        for before, after in zip(old, constants_of(weights[name]), strict=True):
+            key = after.key
+            payload = payload.replace(before.key.encode(), key.encode())
+            replaced[before.key] = (key, after.data)
+    named = template.lowered.named_data_store_output
+    for key, entry in named.pte_data.items():
+        new_key, data = replaced.get(key, (key, named.buffers[entry.buffer_index]))
+        store.add_named_data(new_key, data, alignment=entry.alignment)
+    lowered = LoweredBackendModule(
+        edge_program=template.program,
+        backend_id=template.lowered.backend_id,
+        processed_bytes=payload,
+        compile_specs=template.lowered.compile_specs,
+        named_data_store_output=store.get_named_data_store_output(),
+    )
+    return Delegated(lowered, template.inputs)
+
+
+def put_weight(piece: nn.Module, name: str, weight: Weight) -> None:
+    """Give a piece's parameter a value, quantized or not."""
+    owner, _, attribute = name.rpartition(".")
+    value = torchao_weight(weight) if isinstance(weight, QuantizedWeight) else weight
+    setattr(piece.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def constants_of(weight: Weight) -> tuple[Constant, ...]:
+    """A weight's constants in the order a template lists them."""
+    if isinstance(weight, torch.Tensor) and weight.dim() == 1:
+        return (vector_constant(weight),)
+    return tuple(matrix_constants(weight))
+
+
+def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tuple[Constant, ...]]) -> None:
+    """Each random constant is named once in the payload, and nothing in it is unknown but a norm's mean row and eps."""
+    stored = lowered.named_data_store_output.pte_data
+    for name, parts in constants.items():
+        for constant in parts:
+            assert constant.key in stored, f"{name}: XNNPACK stored it in another form than ours"
+            assert lowered.processed_bytes.count(constant.key.encode()) == 1, f"{name}: named more than once"
+
+
+def _example(widths: Sequence[int], max_prompt: int) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Dim], ...]]:
+    """Example inputs, different tensors (export folds one tensor passed twice into one input), and their dynamic shapes."""
+    length = min(3, max_prompt)
+    inputs = tuple(torch.full((1, length, width), float(i)) for i, width in enumerate(widths))
+    dynamic: dict[int, Dim] = {1: Dim("tokens", min=1, max=max_prompt)} if max_prompt > 1 else {}
+    return inputs, tuple(dict(dynamic) for _ in widths)

@@ -1,0 +1,37 @@
+"""The constant methods a stock runner asks a .pte for. Source: executorch `extension/llm/runner/constants.h`, llm_runner_helper.cpp."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mobile_export.families.spec import DecoderSpec
+from mobile_export.sharing import SharingPlan
+
+if TYPE_CHECKING:
+    from mobile_export.emit.executorch.program import PteOptions
+
+
+def constant_methods(
+    spec: DecoderSpec, plan: SharingPlan, options: PteOptions, bos_id: int | None, eos_ids: tuple[int, ...]
+) -> dict[str, object]:
+    """Method name -> value.
+
+    `get_n_layers` is the number of stored blocks, `get_n_executions` of KV slots; no stock runner decides on either.
+    """
+    methods: dict[str, object] = {
+        "get_max_seq_len": options.max_prompt,
+        "get_max_context_len": options.max_context,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": options.attention == "custom",
+        "enable_dynamic_shape": options.max_prompt > 1,
+        "get_vocab_size": spec.vocab_size,
+        "get_n_layers": len(plan.blocks),
+        "get_n_executions": len(plan.schedule),
+        "get_head_dim": spec.head_dim,
+        "get_n_kv_heads": spec.num_key_value_heads,
+    }
+    if eos_ids:
+        methods["get_eos_ids"] = list(eos_ids)
+    if bos_id is not None:
+        methods["get_bos_id"] = bos_id
+    return methods

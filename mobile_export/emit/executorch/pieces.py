@@ -1,0 +1,112 @@
+"""The decoder's pieces in the form XNNPACK takes whole, and their constants as XNNPACK stores them.
+
+A piece must become exactly one delegate, and two things in it would stay outside: a mean over the last axis, and an added
+scalar. So a norm's mean is written as a product with a constant row, and eps is that product's bias.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchao.quantization.quantize_.workflows import IntxUnpackedToInt8Tensor
+from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+    IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
+)
+
+from mobile_export.model.decoder import RmsNorm
+from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.recipe import Precision
+
+TORCHAO_DTYPE = {4: torch.int4, 8: torch.int8}
+
+
+class RmsNormAsProduct(nn.Module):
+    """RmsNorm with mean(x**2) + eps as a Linear of one output."""
+
+    def __init__(self, norm: RmsNorm) -> None:
+        super().__init__()
+        size = norm.weight.numel()
+        self.weight = norm.weight
+        self.register_buffer("mean_row", torch.full((1, size), 1.0 / size))
+        self.register_buffer("eps", torch.full((1,), norm.eps))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(F.linear(x * x, self.mean_row, self.eps)) * self.weight
+
+
+def for_xnnpack(piece: nn.Module) -> nn.Module:
+    """Replace a piece's norms, in place, by the form that stays inside a delegate."""
+    for name, module in list(piece.named_modules()):
+        if isinstance(module, RmsNorm):
+            piece.set_submodule(name, RmsNormAsProduct(module))
+    return piece.eval().requires_grad_(False)
+
+
+def torchao_weight(weight: QuantizedWeight) -> IntxUnpackedToInt8Tensor:
+    """Our codes and scales in torchao's representation, with int8 activations chosen per token at run time."""
+    rows, columns = weight.codes.shape
+    return IntxUnpackedToInt8Tensor(
+        qdata=weight.codes,
+        scale=weight.scales,
+        zero_point=torch.zeros(weight.scales.shape, dtype=torch.int8),
+        target_dtype=TORCHAO_DTYPE[weight.precision.bits],
+        block_size=(1, columns // weight.scales.shape[1]),
+        dtype=torch.float32,
+        activation_quantization=ActivationQuantization.INT8_ASYM_PER_TOKEN,
+    )
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Bytes a delegate payload refers to by name, the name being their SHA-256."""
+
+    prefix: str
+    data: bytes
+
+    @property
+    def key(self) -> str:
+        return self.prefix + hashlib.sha256(self.data).hexdigest()
+
+
+def matrix_constants(weight: QuantizedWeight | torch.Tensor) -> Iterator[Constant]:
+    """A matrix as XNNPACK's serializer stores it: codes (even input in the low nibble), then scales; or float32.
+
+    Source: executorch `backends/xnnpack/operators/node_visitor.py`, `convert_to_qc4w` and `get_serialized_buffer_index`.
+    """
+    if isinstance(weight, torch.Tensor):
+        yield Constant("", _bytes(weight))
+        return
+    yield Constant("", packed_codes(weight))
+    four = weight.precision.bits == 4
+    yield Constant("scale_", _bytes(weight.scales.to(torch.bfloat16).view(torch.int16) if four else weight.scales))
+
+
+def packed_codes(weight: QuantizedWeight) -> bytes:
+    """8-bit codes as they are; 4-bit codes plus 8, two to a byte, the even input in the low nibble."""
+    if weight.precision.bits == 8:
+        return _bytes(weight.codes)
+    nibbles = weight.codes.view(torch.uint8) + 8  # wraps: -8 is stored as 0
+    return _bytes(nibbles[:, 1::2] << 4 | (nibbles[:, ::2] & 15))
+
+
+def vector_constant(vector: torch.Tensor) -> Constant:
+    """A norm's weight or a bias: float32."""
+    return Constant("", _bytes(vector))
+
+
+def random_weight(shape: tuple[int, int], precision: Precision, generator: torch.Generator) -> QuantizedWeight:
+    """Codes and scales of a given shape, no two alike: what a template is lowered with."""
+    half = 1 << (precision.bits - 1)
+    codes = torch.randint(1 - half, half, shape, dtype=torch.int8, generator=generator)
+    groups = shape[1] // (precision.group_size or shape[1])
+    scales = (torch.rand(shape[0], groups, generator=generator) + 0.5).to(torch.bfloat16).float()
+    return QuantizedWeight(codes, scales, precision)
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()

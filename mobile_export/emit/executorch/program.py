@@ -1,0 +1,205 @@
+"""From spec, plan and weights to the bytes of a .pte: pieces lowered once per shape, one delegate a piece, one outer graph.
+
+  pieces -> templates (one per shape and precision) -> an instance per stored block -> the Decoder with its pieces replaced
+  -> torch.export -> edge -> ExecuTorch program -> equal delegates merged, payloads laid down once -> bytes
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import executorch.kernels.quantized  # noqa: F401  registers quantized_decomposed's out variants
+import torch
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
+from torch import nn
+from torch.export import Dim, ExportedProgram, export
+
+from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention
+from mobile_export.emit.executorch.embedding import gather
+from mobile_export.emit.executorch.lowering import (
+    EDGE,
+    Delegated,
+    Template,
+    Weight,
+    constants_of,
+    instantiate,
+    lower_template,
+)
+from mobile_export.emit.executorch.metadata import constant_methods
+from mobile_export.emit.executorch.pieces import for_xnnpack
+from mobile_export.emit.executorch.segments import assemble, named_bytes
+from mobile_export.errors import UsageError
+from mobile_export.families.spec import DecoderSpec
+from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+from mobile_export.quantize.weights import EMBEDDING, PARTS, ModelWeights
+
+
+@dataclass(frozen=True)
+class PteOptions:
+    """What a .pte is built for.
+
+    max_context: KV rows per slot. max_prompt: most tokens in one call; longer prompts are fed in chunks.
+    attention: "custom" (the runtime's llama operators) or "core" (plain operators).
+    """
+
+    max_context: int
+    max_prompt: int
+    attention: str = "custom"
+
+
+@dataclass(frozen=True)
+class PteProgram:
+    """A finished program.
+
+    file: the .pte's bytes.
+    outside: operator -> how often it is called outside a delegate, the price of a step beside its linears.
+    delegates: entries in the file; calls: delegate calls per step.
+    parts: bytes of the file by part: "embedding", "head", "blocks", "norms", "positions", "graph"; they add up to the file.
+    """
+
+    file: bytes
+    parts: dict[str, int]
+    outside: dict[str, int]
+    delegates: int
+    calls: int
+
+
+def build_program(
+    weights: ModelWeights,
+    options: PteOptions,
+    bos_id: int | None,
+    eos_ids: tuple[int, ...],
+    say: Callable[[str], None] = lambda _: None,
+) -> PteProgram:
+    """Lower a model to a .pte.
+
+    Args:
+        say: told what is under way, a line at a time.
+    Raises:
+        InputError: a weight that cannot be read or is not finite.
+        UsageError: int8 KV with core attention.
+    """
+    spec, plan = weights.recognised.spec, weights.plan
+    attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
+    templates: dict[object, Template] = {}
+    part_of_key: dict[str, str] = {}
+
+    def piece(prefix: str, module: nn.Module, widths: tuple[int, ...], out_width: int, max_prompt: int) -> Delegated:
+        return _piece(weights, prefix, module, widths, out_width, max_prompt, templates, part_of_key)
+
+    blocks = []
+    for number in range(len(plan.blocks)):
+        say(f"lowering block {number + 1} of {len(plan.blocks)}")
+        with torch.device("meta"):
+            attention, ffn = AttentionInput(spec), FeedForward(spec)
+        widths = (spec.hidden_size, spec.attended_size)
+        prefix = f"blocks.{number}."
+        blocks.append(
+            Block(
+                piece(f"{prefix}attention.", attention, widths[:1], spec.qkv_size, options.max_prompt),
+                piece(f"{prefix}ffn.", ffn, widths, spec.hidden_size, options.max_prompt),
+            )
+        )
+    say("lowering the head")
+    with torch.device("meta"):
+        head = Head(spec)
+    lowered_head = piece("head.", head, (spec.hidden_size,), spec.vocab_size, 1)
+    decoder = Decoder(
+        spec,
+        plan.schedule,
+        options.max_context,
+        embedding=gather(_weight(weights, EMBEDDING)),
+        blocks=blocks,
+        attend=attend,
+        head=lowered_head,
+    )
+    say("tracing the whole graph")
+    program = _trace(decoder.eval(), options.max_prompt)
+    methods = constant_methods(spec, plan, options, bos_id, eos_ids)
+    edge = to_edge(program, compile_config=EDGE, constant_methods=methods)
+    positions = sum(table.nbytes for table in (decoder.cos, decoder.sin))
+    del program, decoder, blocks, lowered_head, templates
+    outside, calls = _count_operators(edge)
+    say("writing the program")
+    manager = edge.to_executorch(
+        ExecutorchBackendConfig(
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
+            sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass(),
+            run_reinplace_pass=True,
+        )
+    )
+    del edge
+    named = named_bytes(manager)
+    file = assemble(manager)
+    parts = dict.fromkeys((*PARTS, "positions", "graph"), 0)
+    for key, size in named.items():
+        parts[part_of_key.get(key, "graph")] += size
+    if not plan.tied:
+        table = weights.matrices[EMBEDDING]
+        parts["embedding"] = table.code_bytes + table.scale_bytes
+    parts["positions"] = positions
+    parts["graph"] += len(file) - sum(parts.values())
+    return PteProgram(file, parts, outside, len(manager._emitter_output.program.execution_plan[0].delegates), calls)
+
+
+def _attention(kv_dtype: str, options: PteOptions, spec: DecoderSpec, slots: int) -> nn.Module:
+    if options.attention == "core":
+        if kv_dtype != "float32":
+            raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
+        return CoreAttention(spec, slots, options.max_context)
+    return (CustomInt8Attention if kv_dtype == "int8" else CustomAttention)(spec, slots, options.max_context)
+
+
+def _piece(
+    weights: ModelWeights,
+    prefix: str,
+    piece: nn.Module,
+    widths: tuple[int, ...],
+    out_width: int,
+    max_prompt: int,
+    templates: dict[object, Template],
+    part_of_key: dict[str, str],
+) -> Delegated:
+    """The delegate of one piece of one stored block; its template is lowered when first needed."""
+    places = {name: weights.source_of(prefix + name) for name, _ in piece.named_parameters()}
+    precisions = {name: weights.matrices[source].precision for name, source in places.items() if source in weights.matrices}
+    key = (type(piece), tuple(precisions.items()))
+    if key not in templates:
+        templates[key] = lower_template(for_xnnpack(piece), precisions, widths, out_width, max_prompt)
+    values = {name: _weight(weights, source) for name, source in places.items()}
+    for name, source in places.items():
+        part_of_key.update((constant.key, weights.part_of(source)) for constant in constants_of(values[name]))
+    return instantiate(templates[key], values)
+
+
+def _weight(weights: ModelWeights, name: str) -> Weight:
+    if name in weights.matrices and weights.matrices[name].precision.bits < 32:
+        return weights.quantized(name)
+    return weights.float32(name)
+
+
+def _trace(decoder: Decoder, max_prompt: int) -> ExportedProgram:
+    length = min(3, max_prompt)
+    tokens, start = torch.zeros(1, length, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    dynamic = {1: Dim("tokens", min=1, max=max_prompt)} if max_prompt > 1 else {}
+    with torch.no_grad():
+        return export(decoder, (tokens, start), dynamic_shapes=(dynamic, {}), strict=False)
+
+
+def _count_operators(edge: EdgeProgramManager) -> tuple[dict[str, int], int]:
+    """Operators called outside a delegate, by name, and the number of delegate calls."""
+    outside: Counter[str] = Counter()
+    calls = 0
+    for node in edge.exported_program().graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        if "executorch_call_delegate" in str(node.target):
+            calls += 1
+        elif isinstance(node.meta.get("val"), torch.Tensor):
+            outside[node.target.__name__] += 1
+    return dict(outside.most_common()), calls
