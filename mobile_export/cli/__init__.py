@@ -1,0 +1,67 @@
+"""The command line: parses, calls the steps, prints. One file per verb; nothing here computes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import click
+import typer
+
+from mobile_export.cli import generate, inspect, pte, recipes, verify
+from mobile_export.errors import EXIT_BUG, EXIT_USAGE, MobileExportError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mobile-export",
+    help="Take a trained language model to a phone: quantized, one copy of every weight, checked.\n\n"
+    "Example: mobile-export pte smollm2-135m --out out",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("pte")(pte.pte)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("generate")(generate.generate)
+app.command("recipes")(recipes.recipes)
+
+
+def main() -> None:
+    """Run the command line and exit with its code; `--debug` anywhere shows the traceback of an error."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(run(arguments, debug=debug))
+
+
+def run(arguments: list[str], *, debug: bool = False) -> int:
+    """Run one command; errors become one line on stderr and an exit code."""
+    try:
+        return app(args=arguments, prog_name="mobile-export", standalone_mode=False) or 0
+    except MobileExportError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        place = f"{error.ctx.command_path}: " if isinstance(error, click.UsageError) and error.ctx else ""
+        print(f"error: {place}{error.format_message()}; see --help", file=sys.stderr)
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        print("error: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output left, and there is nobody to tell
+        return 0
+    except Exception as error:  # the one place that turns a bug into exit code 70
+        if debug:
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"error: bug: {what}; please report it, with the output of the same command and --debug", file=sys.stderr)
+        return EXIT_BUG

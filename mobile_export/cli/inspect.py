@@ -1,0 +1,120 @@
+"""`mobile-export inspect`: what a checkpoint or an artifact is, what it shares, what every part weighs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mobile_export.cli.options import JsonOption, RecipeOption, ScheduleOption
+from mobile_export.cli.say import done, say, table, warn
+from mobile_export.manifest import NAME as MANIFEST
+from mobile_export.manifest import read_manifest
+from mobile_export.units import counted, mebibytes, megabytes
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.weights import ModelWeights
+
+
+def inspect(
+    what: Annotated[str, typer.Argument(metavar="CHECKPOINT|ARTIFACT", help="A checkpoint as for `pte`, or an artifact.")],
+    recipe: RecipeOption = "w4",
+    schedule: ScheduleOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print what a checkpoint or an artifact is, what is shared in it and why, and what every part weighs.
+
+    Example: mobile-export inspect smollm2-135m
+    """
+    path = Path(what)
+    if (path / MANIFEST).is_file() or path.suffix in (".pte", ".onnx", ".mlpackage"):
+        from mobile_export.cli.report import report
+
+        manifest = read_manifest(path)
+        folder = path if path.is_dir() else path.parent
+        typer.echo(json.dumps(dataclasses.asdict(manifest)) if as_json else report(manifest, folder))
+        return 0
+    say("reading the checkpoint")
+    from mobile_export.cli.steps import prepare
+
+    weights = prepare(what, recipe, schedule)
+    done()
+    for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
+        warn(line)
+    facts = inspection(weights)
+    typer.echo(json.dumps(facts) if as_json else page(weights, facts))
+    return 0
+
+
+def inspection(weights: ModelWeights) -> dict[str, Any]:
+    """The facts as plain values, for --json and for the page."""
+    from mobile_export.quantize import sizes
+
+    spec, plan = weights.recognised.spec, weights.plan
+    slots = len(plan.schedule)
+    return {
+        "source": weights.checkpoint.source,
+        "licence": weights.checkpoint.licence,
+        "spec": dataclasses.asdict(spec),
+        "sharing": dataclasses.asdict(plan),
+        "recipe": weights.recipe.name,
+        "parameters_stored": sizes.stored_parameters(weights),
+        "parameters_executed": sizes.executed_parameters(weights),
+        "embedding_share": sizes.embedding_share(weights.recognised, weights),
+        "bits_per_weight": sizes.bits_per_weight(weights),
+        "parts": [dataclasses.asdict(part) for part in sizes.part_sizes(weights)],
+        "matrices": {name: str(matrix.precision) for name, matrix in weights.matrices.items()},
+        "kv_bytes_per_token": {dtype: sizes.kv_bytes_per_token(spec, slots, dtype) for dtype in ("float32", "int8")},
+        "warnings": [*weights.checkpoint.warnings, *plan.warnings],
+    }
+
+
+def page(weights: ModelWeights, facts: dict[str, Any]) -> str:
+    """The facts as a person reads them."""
+    from mobile_export.cli.report import precision_lines
+
+    spec, plan = weights.recognised.spec, weights.plan
+    rows = [
+        (
+            part["name"],
+            f"{part['parameters']:,}",
+            *(megabytes(part[key]) if part[key] is not None else "-" for key in _COLUMNS),
+        )
+        for part in facts["parts"]
+    ]
+    totals = [[part[key] for part in facts["parts"]] for key in _COLUMNS]
+    rows.append(
+        (
+            "all",
+            f"{facts['parameters_stored']:,}",
+            *(megabytes(sum(column)) if None not in column else "-" for column in totals),
+        )
+    )
+    kv = facts["kv_bytes_per_token"]
+    context = min(1024, spec.max_position_embeddings)
+    order = f"{plan.order}: {plan.schedule_evidence}"
+    return "\n".join(
+        [
+            f"{weights.checkpoint.source}: {spec.family}, {counted(len(plan.blocks), 'block')} of {spec.hidden_size}, "
+            f"{spec.num_attention_heads} heads ({spec.num_key_value_heads} for key and value) of {spec.head_dim}, "
+            f"feed-forward {spec.intermediate_size}, vocabulary {spec.vocab_size:,}, "
+            f"{spec.max_position_embeddings:,} positions",
+            f"licence    {weights.checkpoint.licence or 'not stated'}",
+            f"parameters {facts['parameters_stored']:,} stored, {facts['parameters_executed']:,} with nothing shared; "
+            f"the embedding holds {100 * facts['embedding_share']:.1f} % of the stored ones",
+            f"head       {'tied to the embedding' if plan.tied else 'of its own'} ({plan.tied_evidence})",
+            f"schedule   {counted(len(plan.blocks), 'block')} stored, {counted(len(plan.schedule), 'execution')} ({order})",
+            f"kv cache   {kv['float32']:,} bytes a token in float32, {kv['int8']:,} in int8; at {context:,} tokens "
+            f"{mebibytes(kv['float32'] * context)} and {mebibytes(kv['int8'] * context)}",
+            "",
+            table(("part", "parameters", "fp16", "8 bits", "4 bits", f"recipe {facts['recipe']}"), rows),
+            "",
+            *precision_lines(facts["matrices"]),
+        ]
+    )
+
+
+_COLUMNS = ("bytes_fp16", "bytes_8_bit", "bytes_4_bit", "bytes_recipe")

@@ -1,0 +1,27 @@
+"""`mobile-export recipes`: the recipes that come with the tool."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import typer
+
+from mobile_export.cli.options import JsonOption
+from mobile_export.cli.say import table
+
+
+def recipes(as_json: JsonOption = False) -> int:
+    """List the packaged recipes and what each does to which weights.
+
+    Example: mobile-export recipes
+    """
+    from mobile_export.quantize.recipe import packaged_recipes, read_recipe
+
+    found = [read_recipe(name) for name in packaged_recipes()]
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(recipe) for recipe in found]))
+        return 0
+    rows = [(r.name, str(r.linear), str(r.embedding), str(r.head), r.activations, r.kv.dtype) for r in found]
+    typer.echo(table(("recipe", "blocks", "embedding", "head if untied", "activations", "kv cache"), rows, left=6))
+    return 0

@@ -1,0 +1,72 @@
+"""`mobile-export verify`: run an artifact and hold it against the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobile_export.cli.options import CheckpointArgument, JsonOption
+from mobile_export.cli.say import done, say, without_noise
+from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
+from mobile_export.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.verify.verdict import Verification
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder, or the file in it.")],
+    against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The checkpoint it was made from.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Run ARTIFACT in its runtime and compare with CHECKPOINT; exit code 1 if they disagree.
+
+    Example: mobile-export verify out --against smollm2-135m
+    """
+    manifest = read_manifest(artifact)
+    folder = artifact if artifact.is_dir() else artifact.parent
+    _check_file(folder, manifest)
+    say("reading the checkpoint")
+    with without_noise():
+        from mobile_export.checkpoint import open_checkpoint
+        from mobile_export.cli.report import report
+        from mobile_export.families import recognise
+        from mobile_export.quantize.recipe import recipe_from
+        from mobile_export.quantize.weights import ModelWeights
+        from mobile_export.sharing import plan_sharing
+
+        checkpoint = open_checkpoint(against)
+        recognised = recognise(checkpoint)
+        plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
+        weights = ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"))
+        found = verified(folder, manifest, weights)
+    done()
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found.recorded())))
+    else:
+        typer.echo(report(dataclasses.replace(manifest, verification=found.recorded()), folder))
+    return EXIT_YES if found.passed else EXIT_NO
+
+
+def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verification:
+    """Verify the artifact in a folder against weights made under its recipe and schedule."""
+    from mobile_export.verify.pte import verify_pte
+
+    return verify_pte(folder / manifest.file, weights, manifest.metadata, manifest.max_prompt)
+
+
+def _check_file(folder: Path, manifest: Manifest) -> None:
+    path = folder / manifest.file
+    if not path.is_file():
+        raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != manifest.file_sha256:
+        what = f"SHA-256 {digest[:12]}..., the manifest says {manifest.file_sha256[:12]}..."
+        raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")

@@ -1,0 +1,39 @@
+"""A Linear over int8 activations and quantized weights in plain PyTorch: the arithmetic a runtime's kernel does, spelled out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mobile_export.quantize.clip_search import QuantizedWeight
+
+
+class DynamicInt8Linear(nn.Module):
+    """y = dequantize(quantize(x)) @ (codes * scales).T + bias, x quantized per token.
+
+    Sums of int8 codes are exact in a kernel; here they are float32 over float32 weights, so the two agree to float32
+    rounding, except where that rounding moves an activation of a later layer to its neighbouring code.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.dequantized())
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(quantize_dequantize_rows(x), self.weight, self.bias)
+
+
+def quantize_dequantize_rows(x: torch.Tensor) -> torch.Tensor:
+    """Each row of the last axis through int8: scale and zero point from its least and largest value, 0 always exact.
+
+    Source: XNNPACK `src/xnnpack/quantization.h`, `xnn_f32_qd8_asymmetric_quantization_params`.
+    """
+    least = x.amin(dim=-1, keepdim=True).clamp(max=0)
+    largest = x.amax(dim=-1, keepdim=True).clamp(min=0)
+    inverse = torch.where(largest == least, 1.0, 255.0 / (largest - least))
+    from_least, from_largest = -128 + least * inverse, 127 + largest * inverse
+    zero = torch.where(from_least + from_largest > 0, -128 - least * inverse, 127 - largest * inverse)
+    zero = zero.clamp(-128, 127).round()
+    codes = (torch.round(x * inverse) + zero).clamp(-128, 127)
+    return (codes - zero) * (1 / inverse)

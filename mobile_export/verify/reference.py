@@ -1,0 +1,79 @@
+"""The same numbers evaluated in plain PyTorch: what a quantized artifact is held against.
+
+Shares the Decoder's wiring with the emitters, and neither their kernels nor their packing. That the wiring is right is
+shown against transformers, in float32 (oracle.py and the tests).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mobile_export.model.attention import PlainAttention
+from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+from mobile_export.verify.quantized_linear import DynamicInt8Linear, quantize_dequantize_rows
+
+
+class Int8CacheAttention(PlainAttention):
+    """PlainAttention over query, key and value that went through int8, one scale per token and head."""
+
+    def forward(
+        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        return super().forward(slot, *(quantize_dequantize_rows(x) for x in (query, key, value)), start)
+
+
+def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
+    """A Decoder in float32 that computes with the recipe's codes, scales and int8 activations.
+
+    It holds every weight as float32: 4 bytes a parameter.
+    """
+    spec, plan = weights.recognised.spec, weights.plan
+    blocks = []
+    for number in range(len(plan.blocks)):
+        with torch.device("meta"):
+            block = Block(AttentionInput(spec), FeedForward(spec))
+        blocks.append(_filled(block, weights, f"blocks.{number}."))
+    with torch.device("meta"):
+        head = Head(spec)
+    quantized_cache = weights.recipe.kv.dtype == "int8"
+    return Decoder(
+        spec,
+        plan.schedule,
+        context,
+        embedding=nn.Embedding.from_pretrained(_table(weights)),
+        blocks=blocks,
+        attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
+        head=_filled(head, weights, "head."),
+    ).eval()
+
+
+def _filled(piece: nn.Module, weights: ModelWeights, prefix: str) -> nn.Module:
+    """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
+    for name, module in list(piece.named_modules()):
+        for parameter, _ in list(module.named_parameters(recurse=False)):
+            source = weights.source_of(f"{prefix}{name}.{parameter}")
+            matrix = weights.matrices.get(source)
+            if matrix is None or matrix.precision.bits == 32:
+                value = weights.float32(source)
+                setattr(module, parameter, nn.Parameter(value, requires_grad=False))
+        if isinstance(module, nn.Linear) and module.weight.is_meta:
+            weight = weights.quantized(weights.source_of(f"{prefix}{name}.weight"))
+            piece.set_submodule(name, DynamicInt8Linear(weight, module.bias))
+    return piece
+
+
+def _table(weights: ModelWeights) -> torch.Tensor:
+    if weights.matrices[EMBEDDING].precision.bits == 32:
+        return weights.float32(EMBEDDING)
+    return weights.quantized(EMBEDDING).dequantized()
+
+
+def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+    """Logits of every position in one uncached pass, float32 [T, vocab]."""
+    assert isinstance(decoder.attend, PlainAttention)
+    decoder.attend.forget()
+    with torch.no_grad():
+        stream = decoder.hidden(torch.tensor([tokens]), torch.zeros(1, dtype=torch.int64))
+        return decoder.head(stream)[0]

@@ -1,0 +1,119 @@
+"""ExecuTorch's own TextLLMRunner on an artifact folder: proof that a stock app can run it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  the llama operators
+from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
+from executorch.kernels import quantized  # noqa: F401  the quantized embedding
+
+from mobile_export.errors import InputError, UsageError
+from mobile_export.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the runner said. text: prompt and continuation; new_text: the continuation alone."""
+
+    text: str
+    new_text: str
+    prompt_tokens: int
+    new_tokens: int
+    stopped_at_eos: bool
+
+
+def generate_text(
+    folder: Path, manifest: Manifest, prompt: str, max_new_tokens: int, temperature: float, *, chat: bool = False
+) -> Generated:
+    """Let the stock runner continue a prompt from the files of an artifact folder.
+
+    Args:
+        chat: put the prompt through the folder's chat template first.
+    Raises:
+        InputError: no tokenizer, or the runner refuses program, tokenizer or prompt.
+        UsageError: an empty prompt, or chat without a template.
+    """
+    if not prompt:
+        raise UsageError("PROMPT", "is empty", "write at least one character")
+    tokenizer = next((folder / n for n in ("tokenizer.json", "tokenizer.model") if (folder / n).is_file()), None)
+    if tokenizer is None:
+        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
+        raise InputError(str(folder), "holds no tokenizer.json or tokenizer.model", then)
+    text = chat_prompt(folder, prompt) if chat else prompt
+    pieces: list[str] = []
+    counts: list[tuple[int, int]] = []
+    config = GenerationConfig(
+        echo=False,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        num_bos=0 if chat else int(_adds_bos(folder)),  # a chat template writes its own
+    )
+    try:
+        runner = TextLLMRunner(str(folder / manifest.file), str(tokenizer))
+        runner.generate(text, config, pieces.append, lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens)))
+    except RuntimeError as error:
+        what = f"ExecuTorch's runner refuses: {str(error).splitlines()[0]}"
+        raise InputError(str(folder), what, f"the prompt must leave room in a context of {manifest.max_context}") from None
+    prompt_tokens, new_tokens = counts[-1]
+    if at_eos := bool(pieces) and pieces[-1] in _eos_texts(folder, manifest.eos_ids):
+        pieces.pop()
+    new_text = "".join(pieces)
+    return Generated(prompt + new_text, new_text, prompt_tokens, new_tokens, at_eos)
+
+
+def chat_prompt(folder: Path, message: str) -> str:
+    """One user message through the folder's chat template, ready for the answer.
+
+    Raises:
+        UsageError: no template in the folder, or one that cannot be rendered.
+    """
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    settings = _tokenizer_config(folder)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    if not isinstance(template, str):
+        raise UsageError("--chat", f"{folder} holds no chat template", "leave --chat out: this is no chat model")
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    special = {name: _text_of(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        return environment.from_string(template).render(
+            messages=[{"role": "user", "content": message}], add_generation_prompt=True, **special
+        )
+    except jinja2.TemplateError as error:
+        raise UsageError("--chat", f"the chat template fails: {error}", "leave --chat out and write the prompt whole") from None
+
+
+def _eos_texts(folder: Path, eos_ids: list[int]) -> set[str]:
+    """How the end-of-sequence tokens are written: the runner hands the last one on as text."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return {"</s>"}
+    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+    return {token["content"] for token in added if token["id"] in eos_ids}
+
+
+def _adds_bos(folder: Path) -> bool:
+    """Whether the tokenizer begins every text with its BOS: as its config says; LlamaTokenizer's own default is yes."""
+    said = _tokenizer_config(folder).get("add_bos_token")
+    return said if isinstance(said, bool) else not (folder / "tokenizer.json").is_file()
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _text_of(token: object) -> str:
+    """A special token's text: a plain string, or an object that holds it under "content"."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
