@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mobile_export.checkpoint.contents import Checkpoint, StoredTensor
-from mobile_export.errors import InputError, UsageError
+from mobile_export.errors import UsageError
 from mobile_export.families.spec import Recognised, WeightSource
 from mobile_export.units import counted
 
@@ -133,9 +133,7 @@ def parse_schedule(text: str, stored: int) -> tuple[int, ...]:
     return schedule
 
 
-def _decide_tie(
-    tensors: Mapping[str, StoredTensor], recognised: Recognised, warnings: list[str]
-) -> tuple[bool, str]:
+def _decide_tie(tensors: Mapping[str, StoredTensor], recognised: Recognised, warnings: list[str]) -> tuple[bool, str]:
     flag = recognised.flags.tied
     said = flag[0] if flag else ""
     if "head.linear.weight" not in recognised.weights:
@@ -195,9 +193,7 @@ def _find_equal_blocks(
     return tuple(stored), tuple(order), evidence
 
 
-def _block(
-    tensors: Mapping[str, StoredTensor], weights: Mapping[str, WeightSource], index: int
-) -> dict[str, StoredTensor]:
+def _block(tensors: Mapping[str, StoredTensor], weights: Mapping[str, WeightSource], index: int) -> dict[str, StoredTensor]:
     prefix = f"blocks.{index}."
     return {
         f"{name.removeprefix(prefix)}/{part}": tensors[tensor]

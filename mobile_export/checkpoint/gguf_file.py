@@ -72,9 +72,7 @@ def _rope_factors(path: Path, tensor: GgufTensor) -> list[float]:
     return factors
 
 
-def _tensors(
-    path: Path, header: GgufHeader, architecture: GgufArchitecture, config: dict[str, Any]
-) -> dict[str, StoredTensor]:
+def _tensors(path: Path, header: GgufHeader, architecture: GgufArchitecture, config: dict[str, Any]) -> dict[str, StoredTensor]:
     tensors = {}
     for tensor in header.tensors:
         stem, _, suffix = tensor.name.rpartition(".")
@@ -112,11 +110,13 @@ def _read(path: Path, tensor: GgufTensor, where: str, interleaved_heads: int | N
 
 def _dequantize(raw: torch.Tensor, tensor: GgufTensor, where: str) -> torch.Tensor:
     """float32, `tensor.shape`; the arithmetic is gguf's, in float32."""
+    import numpy as np
     import torch
     from gguf import GGMLQuantizationType, dequantize
 
     try:
-        values = dequantize(raw.numpy().reshape(*tensor.shape[:-1], -1), GGMLQuantizationType[tensor.type])
+        with np.errstate(all="ignore"):  # a damaged scale gives NaN, which read_float32 reports with its place
+            values = dequantize(raw.numpy().reshape(*tensor.shape[:-1], -1), GGMLQuantizationType[tensor.type])
     except NotImplementedError:
         raise InputError(where, f"type {tensor.type} cannot be dequantized", "use an F16 or Q8_0 file") from None
     return torch.from_numpy(values)

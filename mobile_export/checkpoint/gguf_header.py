@@ -65,9 +65,7 @@ def read_header(path: Path) -> GgufHeader:
             raise InputError(path.name, f"begins with {magic!r}, not GGUF", "check what it is")
         if version not in VERSIONS:
             kind = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
-            raise InputError(
-                path.name, f"is {kind} GGUF; versions 2 and 3 are read", "convert it with a newer llama.cpp"
-            )
+            raise InputError(path.name, f"is {kind} GGUF; versions 2 and 3 are read", "convert it with a newer llama.cpp")
         cursor.position = 8
         tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
         metadata: dict[str, Any] = {}
@@ -81,9 +79,7 @@ def read_header(path: Path) -> GgufHeader:
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             raise InputError(path.name, f"general.alignment is {alignment!r}, not a power of two", FETCH_AGAIN)
         data_begin = cursor.position + -cursor.position % alignment
-    tensors = [
-        GgufTensor(name, shape, kind, data_begin + offset, length) for name, shape, kind, offset, length in described
-    ]
+    tensors = [GgufTensor(name, shape, kind, data_begin + offset, length) for name, shape, kind, offset, length in described]
     _check_layout(path.name, tensors, file_bytes)
     return GgufHeader(metadata, tuple(tensors))
 
@@ -146,12 +142,10 @@ def _describe(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int, int]:
         raise InputError(where, f"has {dimensions} dimensions", FETCH_AGAIN)
     shape = tuple(reversed([cursor.scalar("Q") for _ in range(dimensions)]))
     kind, offset = cursor.scalar("I"), cursor.scalar("Q")
-    if math.prod(size or 1 for size in shape) >= 2**63:  # torch counts strides in 63 bits
+    if 0 in shape or math.prod(shape) >= 2**63:  # torch counts in 63 bits
         raise InputError(where, f"has shape {shape}", FETCH_AGAIN)
     if kind not in list(GGMLQuantizationType):
-        raise InputError(
-            where, f"has quantization type {kind}, unknown to the installed gguf", "pip install --upgrade gguf"
-        )
+        raise InputError(where, f"has quantization type {kind}, unknown to the installed gguf", "pip install --upgrade gguf")
     block_values, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if shape[-1] % block_values:
         raise InputError(where, f"{shape[-1]} inputs do not divide into blocks of {block_values}", FETCH_AGAIN)

@@ -131,9 +131,7 @@ def _unknown_kind(metadata: Mapping[str, Any]) -> str | None:
         return None if isinstance(pre, str) and pre in CUTS else f"gpt2 with pre-tokenizer {pre!r}"
     if model != "llama":
         return repr(model)
-    normalizes = metadata.get("tokenizer.ggml.precompiled_charsmap") or metadata.get(
-        "tokenizer.ggml.remove_extra_whitespaces"
-    )
+    normalizes = metadata.get("tokenizer.ggml.precompiled_charsmap") or metadata.get("tokenizer.ggml.remove_extra_whitespaces")
     return "llama with a normalizer" if normalizes else None
 
 

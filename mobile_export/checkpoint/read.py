@@ -22,9 +22,7 @@ def read_float32(tensor: StoredTensor) -> torch.Tensor:
 
     stored = tensor.read()
     if not stored.is_floating_point():
-        raise InputError(
-            tensor.where, f"holds {tensor.dtype}, not floating-point weights", "export the unquantized checkpoint"
-        )
+        raise InputError(tensor.where, f"holds {tensor.dtype}, not floating-point weights", "export the unquantized checkpoint")
     values = stored.to(torch.float32).contiguous()
     finite = torch.isfinite(values)
     if not finite.all():

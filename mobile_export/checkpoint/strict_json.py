@@ -35,9 +35,7 @@ def parse_object(where: str, content: bytes, then: str = DAMAGED) -> dict[str, A
         InputError: not UTF-8, not JSON, not an object, a key twice, or a number no float64 can hold.
     """
     try:
-        value = json.loads(
-            content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(where, f"is not UTF-8 text (byte {error.start})", then) from None
     except json.JSONDecodeError as error:

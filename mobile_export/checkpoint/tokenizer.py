@@ -100,9 +100,7 @@ def _load_sentencepiece(content: bytes) -> Any:
         raise InputError(SENTENCEPIECE, "is not a SentencePiece model", DAMAGED) from None
 
 
-def _from_json(
-    files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None
-) -> tuple[Tokenizer, list[str]]:
+def _from_json(files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None) -> tuple[Tokenizer, list[str]]:
     loaded = _load_json(files[JSON])
     ids, warnings = {}, []
     for key in ("bos_token", "eos_token"):

@@ -69,9 +69,7 @@ def _describe(path: Path, name: object, value: Any) -> StoredTensor:
     dtype = dtype_name(value.dtype)
     if dtype is None or value.layout is not torch.strided or value.device.type != "cpu":
         kind = f"{str(value.dtype).removeprefix('torch.')}, {str(value.layout).removeprefix('torch.')}"
-        raise InputError(
-            where, f"is stored as {kind}, which is not supported", "convert the checkpoint to BF16, F16 or F32"
-        )
+        raise InputError(where, f"is stored as {kind}, which is not supported", "convert the checkpoint to BF16, F16 or F32")
     tensor = value.detach()
     return StoredTensor(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -32,6 +33,8 @@ app.command("recipes")(recipes.recipes)
 
 def main() -> None:
     """Run the command line and exit with its code; `--debug` anywhere shows the traceback of an error."""
+    # Before torch is imported: its OpenMP threads would spin against XNNPACK's pool and ours for the same cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug=debug))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +26,6 @@ def generate(
 
     Example: mobile-export generate out "The capital of France is"
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads and XNNPACK's would fight for the cores
     manifest = read_manifest(artifact)
     folder = artifact if artifact.is_dir() else artifact.parent
     say("loading")

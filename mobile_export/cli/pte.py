@@ -77,7 +77,11 @@ def pte(
                 found = verified(folder, manifest, weights)
                 if not found.passed:
                     failed = "; ".join(found.failures())
-                    raise AnswerIsNo(str(out), f"the program disagrees with {found.oracle}: {failed}", "nothing was written; please report it")
+                    raise AnswerIsNo(
+                        str(out),
+                        f"the program disagrees with {found.oracle}: {failed}",
+                        "nothing was written; please report it",
+                    )
                 manifest = dataclasses.replace(manifest, verification=found.recorded())
             write_manifest(folder, manifest)
     done()

@@ -65,7 +65,6 @@ def _verified(manifest: Manifest) -> str:
     checks = manifest.verification.checks
     rows = [(c.name, f"{c.measured:.1e}", f"{c.limit:.1e}", "yes" if c.passed else "NO") for c in checks]
     outcome = "passed" if manifest.verification.passed else "FAILED"
-    return (
-        f"verified {outcome}, by the ExecuTorch runtime against {manifest.verification.oracle}\n\n"
-        + table(("check (error of the largest logit)", "error", "limit", "ok"), rows)
+    return f"verified {outcome}, by the ExecuTorch runtime against {manifest.verification.oracle}\n\n" + table(
+        ("check (error of the largest logit)", "error", "limit", "ok"), rows
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_export.cli.options import CheckpointArgument, JsonOption
+from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
 from mobile_export.manifest import Manifest, read_manifest

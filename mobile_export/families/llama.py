@@ -57,7 +57,9 @@ def read(checkpoint: Checkpoint) -> Recognised:
         ffn_bias=f"{first}mlp.gate_proj.bias" in checkpoint.tensors,
     )
     tie = config.get("tie_word_embeddings")
-    flags = SharingFlags(None if tie is None else (f"tie_word_embeddings: {str(tie).lower()}", flag(config, "tie_word_embeddings", False)))
+    flags = SharingFlags(
+        None if tie is None else (f"tie_word_embeddings: {str(tie).lower()}", flag(config, "tie_word_embeddings", False))
+    )
     ignored = tuple(name for name in checkpoint.tensors if name.endswith(IGNORED))
     return Recognised(spec, weight_map(spec, prefix, "lm_head.weight" in checkpoint.tensors), flags, ignored)
 
@@ -85,9 +87,7 @@ def weight_map(spec: DecoderSpec, prefix: str, has_head: bool) -> dict[str, Weig
         weights[f"{ours}.ffn.up.weight"] = one(f"{theirs}.mlp.up_proj.weight", ffn, hidden)
         weights[f"{ours}.ffn.down.weight"] = one(f"{theirs}.mlp.down_proj.weight", hidden, ffn)
         if spec.qkv_bias:
-            weights[f"{ours}.attention.qkv.bias"] = WeightSource(
-                tuple(f"{n}.bias" for n in qkv), tuple((r,) for r in rows)
-            )
+            weights[f"{ours}.attention.qkv.bias"] = WeightSource(tuple(f"{n}.bias" for n in qkv), tuple((r,) for r in rows))
         if spec.o_bias:
             weights[f"{ours}.ffn.o.bias"] = one(f"{theirs}.self_attn.o_proj.bias", hidden)
         if spec.ffn_bias:

@@ -21,9 +21,7 @@ class PlainAttention(nn.Module):
         """Empty every slot."""
         self.cache.clear()
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-    ) -> torch.Tensor:
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
         """query [1, T, heads, head_dim], key and value [1, T, kv_heads, head_dim] -> [1, T, heads, head_dim].
 
         Source: arXiv:1706.03762 section 3.2.1; grouped as in arXiv:2305.13245.

@@ -7,7 +7,8 @@ modules by lowered ones, verification replaces their Linears by quantized ones; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import nn
 
 from mobile_export.families.spec import DecoderSpec, RopeSpec
 
-ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
 
 class RmsNorm(nn.Module):
@@ -89,6 +90,9 @@ class Decoder(nn.Module):
     context: rows of the rotary tables: start + T may not exceed it.
     """
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(
         self,
         spec: DecoderSpec,
@@ -115,14 +119,14 @@ class Decoder(nn.Module):
     def hidden(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """The residual stream after the last execution, [1, T, hidden]."""
         spec, length = self.spec, tokens.shape[1]
-        position = start[0].item()
+        position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
         cos, sin = (table.narrow(0, position, length).unsqueeze(1) for table in (self.cos, self.sin))
         heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
         x = self.embedding(tokens)
         for slot, stored in enumerate(self.schedule):
-            block = self.blocks[stored]
+            block = cast("Block", self.blocks[stored])
             joined = block.attention(x).view(1, length, heads + 2 * kv_heads, spec.head_dim)
             rotated = rotate(joined[:, :, : heads + kv_heads], cos, sin)  # query and key in one pass
             query, key, value = rotated[:, :, :heads], rotated[:, :, heads:], joined[:, :, heads + kv_heads :]
@@ -132,15 +136,16 @@ class Decoder(nn.Module):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [T, 1, head_dim / 2].
+    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [T, 1, head_dim], sin signed.
 
     Source: arXiv:2104.09864, in the half-split order of Hugging Face's weights.
     """
     first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return x * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def rope_tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of every position, float32 [context, head_dim / 2]."""
+    """cos and sin of every position, float32 [context, head_dim]: both halves, the first half's sin negated."""
     angle = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(rope.inverse_frequencies))
-    return angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
+    cos, sin = angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)

@@ -135,7 +135,10 @@ def _explain(error: pydantic.ValidationError) -> tuple[str, str]:
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {place!r}", hint
-    return f"{place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}", "see docs/recipes.md for what each key takes"
+    return (
+        f"{place or 'recipe'}: {first['msg'].removeprefix('Value error, ')}",
+        "see docs/recipes.md for what each key takes",
+    )
 
 
 def _fields_at(place: tuple[str, ...]) -> list[str]:

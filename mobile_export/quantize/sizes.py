@@ -63,9 +63,7 @@ def stored_parameters(weights: ModelWeights) -> int:
 def executed_parameters(weights: ModelWeights) -> int:
     """Parameters the same network would store with nothing shared: every execution's, and a head of its own."""
     return sum(
-        math.prod(shape) * weights.executions_of(name)
-        for name, source in weights.sources.items()
-        for shape in source.shapes
+        math.prod(shape) * weights.executions_of(name) for name, source in weights.sources.items() for shape in source.shapes
     )
 
 

@@ -70,7 +70,7 @@ class ModelWeights:
             _check_divides(self.where(matrix.name), matrix)
 
     def where(self, name: str) -> str:
-        """"file: tensor" of a weight's first tensor, for error lines."""
+        """ "file: tensor" of a weight's first tensor, for error lines."""
         return self.checkpoint.tensors[self.sources[name].tensors[0]].where
 
     def float32(self, name: str) -> torch.Tensor:
@@ -115,14 +115,13 @@ def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSourc
     number = {file_block: stored for stored, file_block in enumerate(plan.blocks)}
     sources = {}
     for name, source in recognised.weights.items():
-        if name == HEAD and plan.tied:
-            continue
-        if name.startswith("blocks."):
-            _, block, rest = name.split(".", 2)
-            if int(block) not in number:
-                continue
-            name = f"blocks.{number[int(block)]}.{rest}"
-        sources[name] = source
+        kind, _, rest = name.partition(".")
+        if kind == "blocks":
+            block, _, rest = rest.partition(".")
+            if int(block) in number:
+                sources[f"blocks.{number[int(block)]}.{rest}"] = source
+        elif name != HEAD or not plan.tied:
+            sources[name] = source
     return sources
 
 
@@ -154,5 +153,5 @@ def _check_divides(where: str, matrix: MatrixPlan) -> None:
     group, columns = matrix.precision.group_size, matrix.shape[1]
     if group and columns % group:
         fits = math.gcd(columns, group)
-        then = f"use group_size {fits}" if fits % 32 == 0 else f'give {matrix.name} 8 bits by an [[override]]'
+        then = f"use group_size {fits}" if fits % 32 == 0 else f"give {matrix.name} 8 bits by an [[override]]"
         raise InputError(where, f"{columns} inputs do not divide into groups of {group}", then)

@@ -34,6 +34,7 @@ def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
     The reference MobileLLM code is wrong with a KV cache; this is the network it computes without one.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     spec, plan, tensors = weights.recognised.spec, weights.plan, weights.checkpoint.tensors
     keys = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -66,12 +67,6 @@ def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
     state["model.norm.weight"] = weights.float32("head.norm.weight")
     state["lm_head.weight"] = state["model.embed_tokens.weight"] if plan.tied else weights.float32("head.linear.weight")
     model.load_state_dict(state, assign=True, strict=True)
-    return _with_real_rotary(model, config).eval()
-
-
-def _with_real_rotary(model: torch.nn.Module, config: object) -> torch.nn.Module:
-    """The rotary frequencies are no weights, so a model built on the meta device has none: make them again."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # no weights: built on the meta device, it holds no frequencies
+    model.train(mode=False)
     return model

@@ -1,4 +1,4 @@
-"""A Linear over int8 activations and quantized weights in plain PyTorch: the arithmetic a runtime's kernel does, spelled out."""
+"""A Linear over int8 activations and quantized weights in plain PyTorch: a runtime kernel's arithmetic, spelled out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ class DynamicInt8Linear(nn.Module):
     Sums of int8 codes are exact in a kernel; here they are float32 over float32 weights, so the two agree to float32
     rounding, except where that rounding moves an activation of a later layer to its neighbouring code.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()

@@ -18,10 +18,9 @@ from mobile_export.verify.quantized_linear import DynamicInt8Linear, quantize_de
 class Int8CacheAttention(PlainAttention):
     """PlainAttention over query, key and value that went through int8, one scale per token and head."""
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-    ) -> torch.Tensor:
-        return super().forward(slot, *(quantize_dequantize_rows(x) for x in (query, key, value)), start)
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
+        query, key, value = (quantize_dequantize_rows(x) for x in (query, key, value))
+        return super().forward(slot, query, key, value, start)
 
 
 def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
@@ -34,9 +33,11 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
     for number in range(len(plan.blocks)):
         with torch.device("meta"):
             block = Block(AttentionInput(spec), FeedForward(spec))
-        blocks.append(_filled(block, weights, f"blocks.{number}."))
+        _fill(block, weights, f"blocks.{number}.")
+        blocks.append(block)
     with torch.device("meta"):
         head = Head(spec)
+    _fill(head, weights, "head.")
     quantized_cache = weights.recipe.kv.dtype == "int8"
     return Decoder(
         spec,
@@ -45,11 +46,11 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
         embedding=nn.Embedding.from_pretrained(_table(weights)),
         blocks=blocks,
         attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
-        head=_filled(head, weights, "head."),
+        head=head,
     ).eval()
 
 
-def _filled(piece: nn.Module, weights: ModelWeights, prefix: str) -> nn.Module:
+def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
     """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
     for name, module in list(piece.named_modules()):
         for parameter, _ in list(module.named_parameters(recurse=False)):
@@ -61,7 +62,6 @@ def _filled(piece: nn.Module, weights: ModelWeights, prefix: str) -> nn.Module:
         if isinstance(module, nn.Linear) and module.weight.is_meta:
             weight = weights.quantized(weights.source_of(f"{prefix}{name}.weight"))
             piece.set_submodule(name, DynamicInt8Linear(weight, module.bias))
-    return piece
 
 
 def _table(weights: ModelWeights) -> torch.Tensor:

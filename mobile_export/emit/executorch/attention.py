@@ -22,9 +22,7 @@ class CustomAttention(nn.Module):
             for name in ("key", "value"):
                 self.register_buffer(f"{name}_{slot}", torch.zeros(1, context, spec.num_key_value_heads, spec.head_dim))
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-    ) -> torch.Tensor:
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
         keys, values = getattr(self, f"key_{slot}"), getattr(self, f"value_{slot}")
         torch.ops.llama.update_cache(key, keys, start)
         torch.ops.llama.update_cache(value, values, start)
@@ -47,9 +45,7 @@ class CustomInt8Attention(nn.Module):
                 self.register_buffer(f"{name}_scale_{slot}", torch.zeros(*rows, 1))
                 self.register_buffer(f"{name}_zero_{slot}", torch.zeros(*rows, 1, dtype=torch.int8))
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-    ) -> torch.Tensor:
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
         for name, fresh in (("key", key), ("value", value)):
             codes, scale, zero = quantize_rows(fresh)
             torch.ops.llama.update_cache(codes, getattr(self, f"{name}_{slot}"), start)
@@ -84,6 +80,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 class CoreAttention(nn.Module):
     """Plain operators only, for runtimes built without the custom ones. Reads the cache up to the last token written."""
 
+    positions: torch.Tensor
+
     def __init__(self, spec: DecoderSpec, slots: int, context: int) -> None:
         super().__init__()
         self.groups = spec.num_attention_heads // spec.num_key_value_heads
@@ -93,9 +91,7 @@ class CoreAttention(nn.Module):
                 self.register_buffer(f"{name}_{slot}", torch.zeros(1, context, spec.num_key_value_heads, spec.head_dim))
         self.register_buffer("positions", torch.arange(context), persistent=False)
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
-    ) -> torch.Tensor:
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
         length = query.shape[1]
         rows = self.positions.narrow(0, start, length)
         keys, values = getattr(self, f"key_{slot}"), getattr(self, f"value_{slot}")

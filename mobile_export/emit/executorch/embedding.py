@@ -44,6 +44,8 @@ class Gather4Bit(nn.Module):
 class GatherFloat(nn.Module):
     """Rows of a float32 table."""
 
+    table: torch.Tensor
+
     def __init__(self, table: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("table", table)

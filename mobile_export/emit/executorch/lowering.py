@@ -21,14 +21,12 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
 
-from mobile_export.emit.executorch.pieces import Constant, matrix_constants, random_weight, torchao_weight, vector_constant
+from mobile_export.emit.executorch.pieces import Constant, Weight, constants_of, random_weight, torchao_weight
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
 
 ALIGNMENT = 16  # of a named constant, as XNNPACK's serializer asks
 EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
-
-Weight = QuantizedWeight | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,14 @@ class Template:
     """A piece lowered with random weights.
 
     lowered: the delegate, its payload naming the random constants.
-    constants: for each weight of the piece its random constants, in the order `constants_of` gives them.
+    constants: for each weight of the piece the names of its random constants, in the order `constants_of` gives them.
     inputs: the delegate's order of the piece's arguments.
     program: a stand-in with the same signature. Tracing the outer graph evaluates a delegate's program each time, and
         evaluating the real one for every execution took 30 of 45 seconds.
     """
 
     lowered: LoweredBackendModule
-    constants: Mapping[str, tuple[Constant, ...]]
+    constants: Mapping[str, tuple[str, ...]]
     inputs: tuple[int, ...]
     program: ExportedProgram
 
@@ -99,12 +97,12 @@ def lower_template(
     weights: dict[str, Weight] = {}
     for name, parameter in list(piece.named_parameters()):
         if name in precisions and precisions[name].bits < 32:
-            weights[name] = random_weight(tuple(parameter.shape), precisions[name], generator)
+            weights[name] = random_weight(parameter.shape, precisions[name], generator)
         else:
             weights[name] = torch.rand(parameter.shape, generator=generator) + 0.5
         put_weight(piece, name, weights[name])
     lowered, names = lower(piece, widths, max_prompt)
-    constants = {name: constants_of(weight) for name, weight in weights.items()}
+    constants = {name: tuple(constant.key for constant in constants_of(weight)) for name, weight in weights.items()}
     _check_all_named(lowered, constants)
     inputs, shapes = _example([widths[i] for i in names], max_prompt)
     stand_in = export(ShapeOnly(out_width), inputs, dynamic_shapes=(shapes,), strict=True)
@@ -121,24 +119,24 @@ def lower(piece: nn.Module, widths: Sequence[int], max_prompt: int) -> tuple[Low
     lowered = [getattr(graph, name) for name, _ in graph.named_children() if name.startswith("lowered_module")]
     outside = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
     outside = [name for name in outside if "executorch_call_delegate" not in name and "getitem" not in name]
-    assert len(lowered) == 1 and not outside, f"{type(piece).__name__}: {len(lowered)} delegates, outside: {outside}"
+    assert len(lowered) == 1, f"{type(piece).__name__}: {len(lowered)} delegates"
+    assert not outside, f"{type(piece).__name__}: left outside its delegate: {outside}"
     taken = lowered[0].original_module.graph_signature.user_inputs
     return lowered[0], tuple(arguments.index(name) for name in taken)
 
 
-def instantiate(template: Template, weights: Mapping[str, Weight]) -> Delegated:
+def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]]) -> Delegated:
     """The template's delegate for another block: the same payload, with this block's constants under their own names."""
     payload = template.lowered.processed_bytes
-    store, replaced = NamedDataStore(), {}
+    replaced: dict[str, Constant] = {}
     for name, old in template.constants.items():
-        for before, after in zip(old, constants_of(weights[name]), strict=True):
-            key = after.key
-            payload = payload.replace(before.key.encode(), key.encode())
-            replaced[before.key] = (key, after.data)
-    named = template.lowered.named_data_store_output
+        for key, constant in zip(old, constants[name], strict=True):
+            payload = payload.replace(key.encode(), constant.key.encode())
+            replaced[key] = constant
+    store, named = NamedDataStore(), template.lowered.named_data_store_output
     for key, entry in named.pte_data.items():
-        new_key, data = replaced.get(key, (key, named.buffers[entry.buffer_index]))
-        store.add_named_data(new_key, data, alignment=entry.alignment)
+        constant = replaced.get(key) or Constant(key, named.buffers[entry.buffer_index])
+        store.add_named_data(constant.key, constant.data, alignment=entry.alignment)
     lowered = LoweredBackendModule(
         edge_program=template.program,
         backend_id=template.lowered.backend_id,
@@ -156,20 +154,13 @@ def put_weight(piece: nn.Module, name: str, weight: Weight) -> None:
     setattr(piece.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
 
 
-def constants_of(weight: Weight) -> tuple[Constant, ...]:
-    """A weight's constants in the order a template lists them."""
-    if isinstance(weight, torch.Tensor) and weight.dim() == 1:
-        return (vector_constant(weight),)
-    return tuple(matrix_constants(weight))
-
-
-def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tuple[Constant, ...]]) -> None:
-    """Each random constant is named once in the payload, and nothing in it is unknown but a norm's mean row and eps."""
+def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tuple[str, ...]]) -> None:
+    """Each of the template's constants is stored under our name for it, and named once in the payload."""
     stored = lowered.named_data_store_output.pte_data
-    for name, parts in constants.items():
-        for constant in parts:
-            assert constant.key in stored, f"{name}: XNNPACK stored it in another form than ours"
-            assert lowered.processed_bytes.count(constant.key.encode()) == 1, f"{name}: named more than once"
+    for name, keys in constants.items():
+        for key in keys:
+            assert key in stored, f"{name}: XNNPACK stored it in another form than ours"
+            assert lowered.processed_bytes.count(key.encode()) == 1, f"{name}: named more than once"
 
 
 def _example(widths: Sequence[int], max_prompt: int) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Dim], ...]]:

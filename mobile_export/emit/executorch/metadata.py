@@ -1,4 +1,7 @@
-"""The constant methods a stock runner asks a .pte for. Source: executorch `extension/llm/runner/constants.h`, llm_runner_helper.cpp."""
+"""The constant methods a stock runner asks a .pte for.
+
+Source: executorch `extension/llm/runner/constants.h` and `llm_runner_helper.cpp`.
+"""
 
 from __future__ import annotations
 

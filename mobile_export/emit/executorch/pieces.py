@@ -7,7 +7,6 @@ scalar. So a norm's mean is written as a product with a constant row, and eps is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +21,16 @@ from mobile_export.model.decoder import RmsNorm
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
 
-TORCHAO_DTYPE = {4: torch.int4, 8: torch.int8}
+TORCHAO_DTYPE = {4: "int4", 8: "int8"}  # by name: torch's stubs lack int4
+
+Weight = QuantizedWeight | torch.Tensor
 
 
 class RmsNormAsProduct(nn.Module):
     """RmsNorm with mean(x**2) + eps as a Linear of one output."""
+
+    mean_row: torch.Tensor
+    eps: torch.Tensor
 
     def __init__(self, norm: RmsNorm) -> None:
         super().__init__()
@@ -49,12 +53,12 @@ def for_xnnpack(piece: nn.Module) -> nn.Module:
 
 def torchao_weight(weight: QuantizedWeight) -> IntxUnpackedToInt8Tensor:
     """Our codes and scales in torchao's representation, with int8 activations chosen per token at run time."""
-    rows, columns = weight.codes.shape
+    columns = weight.codes.shape[1]
     return IntxUnpackedToInt8Tensor(
         qdata=weight.codes,
         scale=weight.scales,
         zero_point=torch.zeros(weight.scales.shape, dtype=torch.int8),
-        target_dtype=TORCHAO_DTYPE[weight.precision.bits],
+        target_dtype=getattr(torch, TORCHAO_DTYPE[weight.precision.bits]),
         block_size=(1, columns // weight.scales.shape[1]),
         dtype=torch.float32,
         activation_quantization=ActivationQuantization.INT8_ASYM_PER_TOKEN,
@@ -63,27 +67,27 @@ def torchao_weight(weight: QuantizedWeight) -> IntxUnpackedToInt8Tensor:
 
 @dataclass(frozen=True)
 class Constant:
-    """Bytes a delegate payload refers to by name, the name being their SHA-256."""
+    """Bytes a delegate payload refers to by name, the name holding their SHA-256."""
 
-    prefix: str
+    key: str
     data: bytes
 
-    @property
-    def key(self) -> str:
-        return self.prefix + hashlib.sha256(self.data).hexdigest()
+    @classmethod
+    def named(cls, prefix: str, data: bytes) -> Constant:
+        """Name bytes as XNNPACK's serializer does."""
+        return cls(prefix + hashlib.sha256(data).hexdigest(), data)
 
 
-def matrix_constants(weight: QuantizedWeight | torch.Tensor) -> Iterator[Constant]:
-    """A matrix as XNNPACK's serializer stores it: codes (even input in the low nibble), then scales; or float32.
+def constants_of(weight: Weight) -> tuple[Constant, ...]:
+    """A weight as XNNPACK's serializer stores it: codes (even input in the low nibble), then scales; or float32 values.
 
     Source: executorch `backends/xnnpack/operators/node_visitor.py`, `convert_to_qc4w` and `get_serialized_buffer_index`.
     """
     if isinstance(weight, torch.Tensor):
-        yield Constant("", _bytes(weight))
-        return
-    yield Constant("", packed_codes(weight))
+        return (Constant.named("", _bytes(weight)),)
     four = weight.precision.bits == 4
-    yield Constant("scale_", _bytes(weight.scales.to(torch.bfloat16).view(torch.int16) if four else weight.scales))
+    scales = weight.scales.to(torch.bfloat16).view(torch.int16) if four else weight.scales
+    return Constant.named("", packed_codes(weight)), Constant.named("scale_", _bytes(scales))
 
 
 def packed_codes(weight: QuantizedWeight) -> bytes:
@@ -94,12 +98,7 @@ def packed_codes(weight: QuantizedWeight) -> bytes:
     return _bytes(nibbles[:, 1::2] << 4 | (nibbles[:, ::2] & 15))
 
 
-def vector_constant(vector: torch.Tensor) -> Constant:
-    """A norm's weight or a bias: float32."""
-    return Constant("", _bytes(vector))
-
-
-def random_weight(shape: tuple[int, int], precision: Precision, generator: torch.Generator) -> QuantizedWeight:
+def random_weight(shape: torch.Size, precision: Precision, generator: torch.Generator) -> QuantizedWeight:
     """Codes and scales of a given shape, no two alike: what a template is lowered with."""
     half = 1 << (precision.bits - 1)
     codes = torch.randint(1 - half, half, shape, dtype=torch.int8, generator=generator)

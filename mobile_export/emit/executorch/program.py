@@ -1,14 +1,15 @@
 """From spec, plan and weights to the bytes of a .pte: pieces lowered once per shape, one delegate a piece, one outer graph.
 
-  pieces -> templates (one per shape and precision) -> an instance per stored block -> the Decoder with its pieces replaced
-  -> torch.export -> edge -> ExecuTorch program -> equal delegates merged, payloads laid down once -> bytes
+pieces -> templates (one per shape and precision) -> an instance per stored block -> the Decoder with its pieces replaced
+-> torch.export -> edge -> ExecuTorch program -> equal delegates merged, payloads laid down once -> bytes
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import executorch.kernels.quantized  # noqa: F401  registers quantized_decomposed's out variants
@@ -21,17 +22,9 @@ from torch.export import Dim, ExportedProgram, export
 
 from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention
 from mobile_export.emit.executorch.embedding import gather
-from mobile_export.emit.executorch.lowering import (
-    EDGE,
-    Delegated,
-    Template,
-    Weight,
-    constants_of,
-    instantiate,
-    lower_template,
-)
+from mobile_export.emit.executorch.lowering import EDGE, Delegated, Template, instantiate, lower_template
 from mobile_export.emit.executorch.metadata import constant_methods
-from mobile_export.emit.executorch.pieces import for_xnnpack
+from mobile_export.emit.executorch.pieces import Constant, Weight, constants_of, for_xnnpack
 from mobile_export.emit.executorch.segments import assemble, named_bytes
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
@@ -86,44 +79,23 @@ def build_program(
     """
     spec, plan = weights.recognised.spec, weights.plan
     attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
-    templates: dict[object, Template] = {}
-    part_of_key: dict[str, str] = {}
-
-    def piece(prefix: str, module: nn.Module, widths: tuple[int, ...], out_width: int, max_prompt: int) -> Delegated:
-        return _piece(weights, prefix, module, widths, out_width, max_prompt, templates, part_of_key)
-
-    blocks = []
-    for number in range(len(plan.blocks)):
-        say(f"lowering block {number + 1} of {len(plan.blocks)}")
-        with torch.device("meta"):
-            attention, ffn = AttentionInput(spec), FeedForward(spec)
-        widths = (spec.hidden_size, spec.attended_size)
-        prefix = f"blocks.{number}."
-        blocks.append(
-            Block(
-                piece(f"{prefix}attention.", attention, widths[:1], spec.qkv_size, options.max_prompt),
-                piece(f"{prefix}ffn.", ffn, widths, spec.hidden_size, options.max_prompt),
-            )
-        )
-    say("lowering the head")
-    with torch.device("meta"):
-        head = Head(spec)
-    lowered_head = piece("head.", head, (spec.hidden_size,), spec.vocab_size, 1)
+    pieces = list(_pieces(spec, len(plan.blocks), options.max_prompt))
+    lowered, part_of_key, table = _lower_all(pieces, weights, say)
     decoder = Decoder(
         spec,
         plan.schedule,
         options.max_context,
-        embedding=gather(_weight(weights, EMBEDDING)),
-        blocks=blocks,
+        embedding=gather(table),
+        blocks=[Block(lowered[f"blocks.{i}.attention."], lowered[f"blocks.{i}.ffn."]) for i in range(len(plan.blocks))],
         attend=attend,
-        head=lowered_head,
+        head=lowered["head."],
     )
+    positions = decoder.cos.nbytes + decoder.sin.nbytes
     say("tracing the whole graph")
-    program = _trace(decoder.eval(), options.max_prompt)
+    traced = _trace(decoder.eval(), options.max_prompt)
     methods = constant_methods(spec, plan, options, bos_id, eos_ids)
-    edge = to_edge(program, compile_config=EDGE, constant_methods=methods)
-    positions = sum(table.nbytes for table in (decoder.cos, decoder.sin))
-    del program, decoder, blocks, lowered_head, templates
+    edge = to_edge(traced, compile_config=EDGE, constant_methods=methods)
+    del traced, decoder, lowered, table
     outside, calls = _count_operators(edge)
     say("writing the program")
     manager = edge.to_executorch(
@@ -136,15 +108,94 @@ def build_program(
     del edge
     named = named_bytes(manager)
     file = assemble(manager)
+    parts = _part_bytes(weights, named, part_of_key, positions, len(file))
+    return PteProgram(file, parts, outside, len(manager._emitter_output.program.execution_plan[0].delegates), calls)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of the decoder: where its weights are named, what it is, its channels in and out, its longest input."""
+
+    prefix: str
+    kind: type[nn.Module]
+    widths: tuple[int, ...]
+    out_width: int
+    max_prompt: int
+
+
+def _pieces(spec: DecoderSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
+    hidden, attended = spec.hidden_size, spec.attended_size
+    for i in range(blocks):
+        yield _Piece(f"blocks.{i}.attention.", AttentionInput, (hidden,), spec.qkv_size, max_prompt)
+        yield _Piece(f"blocks.{i}.ffn.", FeedForward, (hidden, attended), hidden, max_prompt)
+    yield _Piece("head.", Head, (hidden,), spec.vocab_size, 1)
+
+
+def _lower_all(
+    pieces: list[_Piece], weights: ModelWeights, say: Callable[[str], None]
+) -> tuple[dict[str, Delegated], dict[str, str], Weight]:
+    """Every piece's delegate by prefix, the part each of their constants is billed to, and the token table.
+
+    One thread makes the numbers while this one lowers the templates.
+    """
+    spec = weights.recognised.spec
+    templates: dict[object, Template] = {}
+    lowered: dict[str, Delegated] = {}
+    part_of_key: dict[str, str] = {}
+    pool = ThreadPoolExecutor(1)
+    try:
+        made = {piece.prefix: pool.submit(_constants, weights, _places(weights, piece, spec)) for piece in pieces}
+        table = pool.submit(_weight, weights, EMBEDDING)
+        for number, piece in enumerate(pieces):
+            say(f"lowering piece {number + 1} of {len(pieces)}")
+            constants = made.pop(piece.prefix).result()
+            places = _places(weights, piece, spec)
+            precisions = {n: weights.matrices[source].precision for n, source in places.items() if source in weights.matrices}
+            key = (piece.kind, tuple(precisions.items()))
+            if key not in templates:
+                module = for_xnnpack(_empty(piece, spec))
+                templates[key] = lower_template(module, precisions, piece.widths, piece.out_width, piece.max_prompt)
+            lowered[piece.prefix] = instantiate(templates[key], constants)
+            for name, source in places.items():
+                part_of_key.update((constant.key, weights.part_of(source)) for constant in constants[name])
+        return lowered, part_of_key, table.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
+    with torch.device("meta"):
+        return piece.kind(spec)
+
+
+def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, str]:
+    """Parameter of a piece -> the weight it reads."""
+    return {name: weights.source_of(piece.prefix + name) for name, _ in _empty(piece, spec).named_parameters()}
+
+
+def _constants(weights: ModelWeights, places: dict[str, str]) -> dict[str, tuple[Constant, ...]]:
+    return {name: constants_of(_weight(weights, source)) for name, source in places.items()}
+
+
+def _weight(weights: ModelWeights, name: str) -> Weight:
+    if name in weights.matrices and weights.matrices[name].precision.bits < 32:
+        return weights.quantized(name)
+    return weights.float32(name)
+
+
+def _part_bytes(
+    weights: ModelWeights, named: dict[str, int], part_of_key: dict[str, str], positions: int, file_bytes: int
+) -> dict[str, int]:
+    """Bytes of the file by part: delegates' constants by name, the tables beside them, and the rest is graph."""
     parts = dict.fromkeys((*PARTS, "positions", "graph"), 0)
     for key, size in named.items():
         parts[part_of_key.get(key, "graph")] += size
-    if not plan.tied:
+    if not weights.plan.tied:  # a tied table is among the head's constants
         table = weights.matrices[EMBEDDING]
         parts["embedding"] = table.code_bytes + table.scale_bytes
     parts["positions"] = positions
-    parts["graph"] += len(file) - sum(parts.values())
-    return PteProgram(file, parts, outside, len(manager._emitter_output.program.execution_plan[0].delegates), calls)
+    parts["graph"] += file_bytes - sum(parts.values())
+    return parts
 
 
 def _attention(kv_dtype: str, options: PteOptions, spec: DecoderSpec, slots: int) -> nn.Module:
@@ -153,34 +204,6 @@ def _attention(kv_dtype: str, options: PteOptions, spec: DecoderSpec, slots: int
             raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
         return CoreAttention(spec, slots, options.max_context)
     return (CustomInt8Attention if kv_dtype == "int8" else CustomAttention)(spec, slots, options.max_context)
-
-
-def _piece(
-    weights: ModelWeights,
-    prefix: str,
-    piece: nn.Module,
-    widths: tuple[int, ...],
-    out_width: int,
-    max_prompt: int,
-    templates: dict[object, Template],
-    part_of_key: dict[str, str],
-) -> Delegated:
-    """The delegate of one piece of one stored block; its template is lowered when first needed."""
-    places = {name: weights.source_of(prefix + name) for name, _ in piece.named_parameters()}
-    precisions = {name: weights.matrices[source].precision for name, source in places.items() if source in weights.matrices}
-    key = (type(piece), tuple(precisions.items()))
-    if key not in templates:
-        templates[key] = lower_template(for_xnnpack(piece), precisions, widths, out_width, max_prompt)
-    values = {name: _weight(weights, source) for name, source in places.items()}
-    for name, source in places.items():
-        part_of_key.update((constant.key, weights.part_of(source)) for constant in constants_of(values[name]))
-    return instantiate(templates[key], values)
-
-
-def _weight(weights: ModelWeights, name: str) -> Weight:
-    if name in weights.matrices and weights.matrices[name].precision.bits < 32:
-        return weights.quantized(name)
-    return weights.float32(name)
 
 
 def _trace(decoder: Decoder, max_prompt: int) -> ExportedProgram:

@@ -13,9 +13,10 @@ from executorch.exir import ExecutorchBackendConfig, ExecutorchProgramManager
 from executorch.exir._serialize._named_data_store import NamedDataStoreOutput
 from executorch.exir._serialize._program import _get_extended_header
 from executorch.exir._serialize._serialize import serialize_for_executorch
+from executorch.exir._serialize.data_serializer import DataEntry
 from executorch.exir._serialize.generated.executorch_flatbuffer.DataSegment import DataSegment
 from executorch.exir._serialize.generated.executorch_flatbuffer.Program import Program
-from executorch.exir.schema import DelegateCall, ExecutionPlan
+from executorch.exir.schema import BackendDelegate, DelegateCall, ExecutionPlan
 
 ALIGNMENT = 16  # bytes: what a named segment's reader may rely on
 PROGRAM_SEGMENTS, DATA_SEGMENT_OFFSET = 12, 4  # vtable slots of Program.segments and DataSegment.offset in program.fbs
@@ -24,7 +25,8 @@ PROGRAM_SEGMENTS, DATA_SEGMENT_OFFSET = 12, 4  # vtable slots of Program.segment
 def merge_equal_delegates(plan: ExecutionPlan) -> None:
     """Let every call of an equal delegate (same backend, payload and options) use one entry: one packed copy, one init."""
     first: dict[tuple[Any, ...], int] = {}
-    kept, index_of = [], []
+    kept: list[BackendDelegate] = []
+    index_of: list[int] = []
     for delegate in plan.delegates:
         options = tuple((spec.key, bytes(spec.value)) for spec in delegate.compile_specs)
         key = (delegate.id, delegate.processed.location, delegate.processed.index, options)
@@ -58,18 +60,19 @@ def named_bytes(manager: ExecutorchProgramManager) -> dict[str, int]:
 
 def _offsets_of_constants(buffers: list[bytes]) -> dict[bytes, int]:
     """SHA-256 of each constant -> its offset in the constant segment, as the serializer will lay them out."""
-    offsets, end = {}, 0
+    offsets: dict[bytes, int] = {}
+    end = 0
     for data in buffers:
         offsets.setdefault(hashlib.sha256(data).digest(), end)
         end += -(-len(data) // ALIGNMENT) * ALIGNMENT
     return offsets
 
 
-def _put_aliases_last(
-    named: NamedDataStoreOutput, constants: dict[bytes, int]
-) -> tuple[NamedDataStoreOutput, list[int]]:
+def _put_aliases_last(named: NamedDataStoreOutput, constants: dict[bytes, int]) -> tuple[NamedDataStoreOutput, list[int]]:
     """Order named data so that payloads equal to a constant come last; their offsets within the constant segment."""
-    fresh, aliases, aliased_buffers = {}, {}, {}
+    fresh: dict[str, DataEntry] = {}
+    aliases: dict[str, DataEntry] = {}
+    aliased_buffers: dict[int, int] = {}
     for key, entry in named.pte_data.items():
         digest = hashlib.sha256(named.buffers[entry.buffer_index]).digest()
         if digest in constants:
@@ -84,7 +87,7 @@ def _put_aliases_last(
 def _point_into_constants(file: bytearray, offsets: list[int]) -> bytes:
     """Point the last segments at offsets within segment 0, and cut the file where they began."""
     header = _get_extended_header(bytes(file[:256]))
-    assert header is not None and header.is_valid()
+    assert header is not None, "a program with segments has a header"
     segments = _segments(bytes(file[: header.program_size]))
     for segment, offset in zip(segments[-len(offsets) :], offsets, strict=True):
         place = segment._tab.Pos + segment._tab.Offset(DATA_SEGMENT_OFFSET)
