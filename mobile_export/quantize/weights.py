@@ -44,10 +44,15 @@ class MatrixPlan:
 
     @property
     def scale_bytes(self) -> int:
-        """Bytes of the scales as ExecuTorch stores them: bfloat16 per group, float32 per channel."""
+        """Bytes of the scales as ExecuTorch stores them: two a group, four a channel.
+
+        A tied 4-bit table has them twice: the gather's operator reads float16, XNNPACK's bfloat16, and where they are
+        the same value they are not the same bytes.
+        """
         rows, columns = self.shape
         if self.precision.group_size:
-            return rows * columns // self.precision.group_size * 2
+            copies = 2 if self.name == EMBEDDING and self.uses == 2 else 1
+            return rows * columns // self.precision.group_size * 2 * copies
         return 0 if self.precision.bits == 32 else rows * 4
 
 

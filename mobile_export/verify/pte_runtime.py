@@ -38,11 +38,11 @@ class PteRuntime:
         """
         try:
             self.module = portable_lib._load_for_executorch(str(path))
+            self.methods = set(self.module.method_names())
         except RuntimeError as error:
             what = f"ExecuTorch does not load it: {str(error).splitlines()[0]}"
             raise InputError(str(path), what, "export it again, with the same executorch version") from None
         self.path = path
-        self.methods = set(self.module.method_names())
 
     def step(self, tokens: list[int], start: int) -> torch.Tensor:
         """Logits float32 [vocab] of the last of `tokens`, which follow `start` cached positions.

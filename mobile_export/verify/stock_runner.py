@@ -17,7 +17,10 @@ from mobile_export.manifest import Manifest
 
 @dataclass(frozen=True)
 class Generated:
-    """What the runner said. text: prompt and continuation; new_text: the continuation alone."""
+    """What the runner said. text: prompt and continuation; new_text: the continuation alone.
+
+    new_tokens counts the end-of-sequence token, too, where it stopped at one.
+    """
 
     text: str
     new_text: str
@@ -45,7 +48,7 @@ def generate_text(
         raise InputError(str(folder), "holds no tokenizer.json or tokenizer.model", then)
     text = chat_prompt(folder, prompt) if chat else prompt
     pieces: list[str] = []
-    counts: list[tuple[int, int]] = []
+    counts: list[int] = []
     config = GenerationConfig(
         echo=False,
         max_new_tokens=max_new_tokens,
@@ -54,12 +57,13 @@ def generate_text(
     )
     try:
         runner = TextLLMRunner(str(folder / manifest.file), str(tokenizer))
-        runner.generate(text, config, pieces.append, lambda s: counts.append((s.num_prompt_tokens, s.num_generated_tokens)))
+        runner.generate(text, config, pieces.append, lambda stats: counts.append(stats.num_prompt_tokens))
     except RuntimeError as error:
         what = f"ExecuTorch's runner refuses: {str(error).splitlines()[0]}"
         raise InputError(str(folder), what, f"the prompt must leave room in a context of {manifest.max_context}") from None
-    prompt_tokens, new_tokens = counts[-1]
-    if at_eos := bool(pieces) and pieces[-1] in _eos_texts(folder, manifest.eos_ids):
+    prompt_tokens, new_tokens = counts[-1], len(pieces)
+    at_eos = new_tokens < max_new_tokens and prompt_tokens + new_tokens < manifest.max_context
+    if pieces and pieces[-1] in _eos_texts(folder, manifest.eos_ids):
         pieces.pop()
     new_text = "".join(pieces)
     return Generated(prompt + new_text, new_text, prompt_tokens, new_tokens, at_eos)

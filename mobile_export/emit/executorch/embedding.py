@@ -33,10 +33,14 @@ class Gather4Bit(nn.Module):
         rows, columns = table.codes.shape
         packed = torch.frombuffer(bytearray(packed_codes(table)), dtype=torch.uint8)
         self.register_buffer("codes", packed.view(rows, columns // 2))
-        self.register_buffer("scales", table.scales)
+        half = table.scales.half()
+        exact = bool((half.float() == table.scales).all())  # bfloat16 reaches below float16's smallest values
+        self.register_buffer("scales", half if exact else table.scales)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        swapped = torch.ops.quantized_decomposed.embedding_4bit(self.codes, self.scales, None, -8, 7, tokens)
+        swapped = torch.ops.quantized_decomposed.embedding_4bit.dtype(
+            self.codes, self.scales, None, -8, 7, tokens, dtype=torch.float32
+        )
         pairs = swapped.view(*swapped.shape[:-1], -1, 2)
         return torch.cat((pairs[..., 1:], pairs[..., :1]), dim=-1).view(swapped.shape)
 

@@ -15,6 +15,7 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.exir._serialize._named_data_store import NamedDataStore
+from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import PartitionResult
 from executorch.exir.backend.utils import tag_constant_data
 from executorch.exir.lowered_backend_module import LoweredBackendModule
@@ -30,17 +31,30 @@ EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
 
 
 @dataclass(frozen=True)
-class Template:
-    """A piece lowered with random weights.
+class Stored:
+    """One payload a template's delegate looks up by name. data: None where it was random and every instance has its own."""
 
-    lowered: the delegate, its payload naming the random constants.
+    key: str
+    alignment: int
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class Template:
+    """A piece lowered with random weights, and these forgotten again.
+
+    backend_id, payload, compile_specs: the delegate's; the payload names the random constants.
+    stored: what the payload looks up, in the order it was stored.
     constants: for each weight of the piece the names of its random constants, in the order `constants_of` gives them.
     inputs: the delegate's order of the piece's arguments.
     program: a stand-in with the same signature. Tracing the outer graph evaluates a delegate's program each time, and
         evaluating the real one for every execution took 30 of 45 seconds.
     """
 
-    lowered: LoweredBackendModule
+    backend_id: str
+    payload: bytes
+    compile_specs: list[CompileSpec]
+    stored: tuple[Stored, ...]
     constants: Mapping[str, tuple[str, ...]]
     inputs: tuple[int, ...]
     program: ExportedProgram
@@ -104,9 +118,14 @@ def lower_template(
     lowered, names = lower(piece, widths, max_prompt)
     constants = {name: tuple(constant.key for constant in constants_of(weight)) for name, weight in weights.items()}
     _check_all_named(lowered, constants)
+    named, random = lowered.named_data_store_output, {key for keys in constants.values() for key in keys}
+    stored = tuple(
+        Stored(key, entry.alignment, None if key in random else named.buffers[entry.buffer_index])
+        for key, entry in named.pte_data.items()
+    )
     inputs, shapes = _example([widths[i] for i in names], max_prompt)
-    stand_in = export(ShapeOnly(out_width), inputs, dynamic_shapes=(shapes,), strict=True)
-    return Template(lowered, constants, names, stand_in)
+    stand_in = export(ShapeOnly(out_width), inputs, dynamic_shapes=(shapes,), strict=False)
+    return Template(lowered.backend_id, lowered.processed_bytes, lowered.compile_specs, stored, constants, names, stand_in)
 
 
 def lower(piece: nn.Module, widths: Sequence[int], max_prompt: int) -> tuple[LoweredBackendModule, tuple[int, ...]]:
@@ -127,21 +146,20 @@ def lower(piece: nn.Module, widths: Sequence[int], max_prompt: int) -> tuple[Low
 
 def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]]) -> Delegated:
     """The template's delegate for another block: the same payload, with this block's constants under their own names."""
-    payload = template.lowered.processed_bytes
-    replaced: dict[str, Constant] = {}
+    payload, store = template.payload, NamedDataStore()
+    own: dict[str, Constant] = {}
     for name, old in template.constants.items():
         for key, constant in zip(old, constants[name], strict=True):
             payload = payload.replace(key.encode(), constant.key.encode())
-            replaced[key] = constant
-    store, named = NamedDataStore(), template.lowered.named_data_store_output
-    for key, entry in named.pte_data.items():
-        constant = replaced.get(key) or Constant(key, named.buffers[entry.buffer_index])
-        store.add_named_data(constant.key, constant.data, alignment=entry.alignment)
+            own[key] = constant
+    for stored in template.stored:
+        constant = own[stored.key] if stored.data is None else Constant(stored.key, stored.data)
+        store.add_named_data(constant.key, constant.data, alignment=stored.alignment)
     lowered = LoweredBackendModule(
         edge_program=template.program,
-        backend_id=template.lowered.backend_id,
+        backend_id=template.backend_id,
         processed_bytes=payload,
-        compile_specs=template.lowered.compile_specs,
+        compile_specs=template.compile_specs,
         named_data_store_output=store.get_named_data_store_output(),
     )
     return Delegated(lowered, template.inputs)

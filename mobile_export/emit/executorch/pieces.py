@@ -23,6 +23,8 @@ from mobile_export.quantize.recipe import Precision
 
 TORCHAO_DTYPE = {4: "int4", 8: "int8"}  # by name: torch's stubs lack int4
 
+SCALE = "scale_"  # what XNNPACK's serializer puts before a scale's digest
+
 Weight = QuantizedWeight | torch.Tensor
 
 
@@ -75,7 +77,7 @@ class Constant:
     @classmethod
     def named(cls, prefix: str, data: bytes) -> Constant:
         """Name bytes as XNNPACK's serializer does."""
-        return cls(prefix + hashlib.sha256(data).hexdigest(), data)
+        return cls(prefix + digest(data), data)
 
 
 def constants_of(weight: Weight) -> tuple[Constant, ...]:
@@ -84,18 +86,18 @@ def constants_of(weight: Weight) -> tuple[Constant, ...]:
     Source: executorch `backends/xnnpack/operators/node_visitor.py`, `convert_to_qc4w` and `get_serialized_buffer_index`.
     """
     if isinstance(weight, torch.Tensor):
-        return (Constant.named("", _bytes(weight)),)
+        return (Constant.named("", as_bytes(weight)),)
     four = weight.precision.bits == 4
     scales = weight.scales.to(torch.bfloat16).view(torch.int16) if four else weight.scales
-    return Constant.named("", packed_codes(weight)), Constant.named("scale_", _bytes(scales))
+    return Constant.named("", packed_codes(weight)), Constant.named(SCALE, as_bytes(scales))
 
 
 def packed_codes(weight: QuantizedWeight) -> bytes:
     """8-bit codes as they are; 4-bit codes plus 8, two to a byte, the even input in the low nibble."""
     if weight.precision.bits == 8:
-        return _bytes(weight.codes)
+        return as_bytes(weight.codes)
     nibbles = weight.codes.view(torch.uint8) + 8  # wraps: -8 is stored as 0
-    return _bytes(nibbles[:, 1::2] << 4 | (nibbles[:, ::2] & 15))
+    return as_bytes(nibbles[:, 1::2] << 4 | (nibbles[:, ::2] & 15))
 
 
 def random_weight(shape: torch.Size, precision: Precision, generator: torch.Generator) -> QuantizedWeight:
@@ -107,5 +109,11 @@ def random_weight(shape: torch.Size, precision: Precision, generator: torch.Gene
     return QuantizedWeight(codes, scales, precision)
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def digest(data: bytes) -> str:
+    """SHA-256 in hexadecimal: what payloads are named by."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor's values, row-major."""
     return tensor.contiguous().numpy().tobytes()

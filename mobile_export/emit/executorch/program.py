@@ -6,6 +6,8 @@ pieces -> templates (one per shape and precision) -> an instance per stored bloc
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,11 +26,12 @@ from mobile_export.emit.executorch.attention import CoreAttention, CustomAttenti
 from mobile_export.emit.executorch.embedding import gather
 from mobile_export.emit.executorch.lowering import EDGE, Delegated, Template, instantiate, lower_template
 from mobile_export.emit.executorch.metadata import constant_methods
-from mobile_export.emit.executorch.pieces import Constant, Weight, constants_of, for_xnnpack
+from mobile_export.emit.executorch.pieces import SCALE, Constant, Weight, as_bytes, constants_of, digest, for_xnnpack
 from mobile_export.emit.executorch.segments import assemble, named_bytes
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+from mobile_export.quantize.recipe import Precision
 from mobile_export.quantize.weights import EMBEDDING, PARTS, ModelWeights
 
 
@@ -91,6 +94,8 @@ def build_program(
         head=lowered["head."],
     )
     positions = decoder.cos.nbytes + decoder.sin.nbytes
+    shared = {key.removeprefix(SCALE) for key in part_of_key}  # what a tied table's gather finds among the head's constants
+    gathered = sum(b.nbytes for b in decoder.embedding.buffers() if digest(as_bytes(b)) not in shared)
     say("tracing the whole graph")
     traced = _trace(decoder.eval(), options.max_prompt)
     methods = constant_methods(spec, plan, options, bos_id, eos_ids)
@@ -108,7 +113,7 @@ def build_program(
     del edge
     named = named_bytes(manager)
     file = assemble(manager)
-    parts = _part_bytes(weights, named, part_of_key, positions, len(file))
+    parts = _part_bytes(named, part_of_key, gathered, positions, len(file))
     return PteProgram(file, parts, outside, len(manager._emitter_output.program.execution_plan[0].delegates), calls)
 
 
@@ -121,6 +126,10 @@ class _Piece:
     widths: tuple[int, ...]
     out_width: int
     max_prompt: int
+
+    def shape(self) -> _Piece:
+        """The piece without its place in the model."""
+        return dataclasses.replace(self, prefix="")
 
 
 def _pieces(spec: DecoderSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
@@ -139,7 +148,6 @@ def _lower_all(
     One thread makes the numbers while this one lowers the templates.
     """
     spec = weights.recognised.spec
-    templates: dict[object, Template] = {}
     lowered: dict[str, Delegated] = {}
     part_of_key: dict[str, str] = {}
     pool = ThreadPoolExecutor(1)
@@ -151,16 +159,19 @@ def _lower_all(
             constants = made.pop(piece.prefix).result()
             places = _places(weights, piece, spec)
             precisions = {n: weights.matrices[source].precision for n, source in places.items() if source in weights.matrices}
-            key = (piece.kind, tuple(precisions.items()))
-            if key not in templates:
-                module = for_xnnpack(_empty(piece, spec))
-                templates[key] = lower_template(module, precisions, piece.widths, piece.out_width, piece.max_prompt)
-            lowered[piece.prefix] = instantiate(templates[key], constants)
+            template = _template(piece.shape(), spec, tuple(precisions.items()))
+            lowered[piece.prefix] = instantiate(template, constants)
             for name, source in places.items():
                 part_of_key.update((constant.key, weights.part_of(source)) for constant in constants[name])
         return lowered, part_of_key, table.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def _template(piece: _Piece, spec: DecoderSpec, precisions: tuple[tuple[str, Precision], ...]) -> Template:
+    """The template of every piece of one shape; a lowering takes seconds whatever the size."""
+    return lower_template(for_xnnpack(_empty(piece, spec)), dict(precisions), piece.widths, piece.out_width, piece.max_prompt)
 
 
 def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
@@ -184,15 +195,13 @@ def _weight(weights: ModelWeights, name: str) -> Weight:
 
 
 def _part_bytes(
-    weights: ModelWeights, named: dict[str, int], part_of_key: dict[str, str], positions: int, file_bytes: int
+    named: dict[str, int], part_of_key: dict[str, str], gathered: int, positions: int, file_bytes: int
 ) -> dict[str, int]:
-    """Bytes of the file by part: delegates' constants by name, the tables beside them, and the rest is graph."""
+    """Bytes of the file by part: delegates' constants by name, what the gather holds beside them, and the rest is graph."""
     parts = dict.fromkeys((*PARTS, "positions", "graph"), 0)
     for key, size in named.items():
         parts[part_of_key.get(key, "graph")] += size
-    if not weights.plan.tied:  # a tied table is among the head's constants
-        table = weights.matrices[EMBEDDING]
-        parts["embedding"] = table.code_bytes + table.scale_bytes
+    parts["embedding"] += gathered
     parts["positions"] = positions
     parts["graph"] += file_bytes - sum(parts.values())
     return parts

@@ -1,0 +1,1 @@
+"""One script per table we publish, run from the repository's root: `python -m benchmarks.sharing`. See README.md."""
