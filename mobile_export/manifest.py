@@ -135,7 +135,7 @@ def read_manifest(artifact: Path) -> Manifest:
         raise InputError(str(artifact), f"no {NAME} beside it", "name a folder that mobile-export wrote")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(str(path), f"not JSON: {error}", "export the artifact again") from None
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

@@ -40,7 +40,7 @@ def test_an_instantiated_payload_is_the_stock_lowering_to_the_byte(precision):
         return for_xnnpack(empty)
 
     names = {f"{name}.weight": precision for name in ("o", "gate", "up", "down")}
-    template = lower_template(piece(), names, (64, 64), 64, PROMPT)
+    template = lower_template(piece(), names, ((64,), (4, 16)), ((64,),), PROMPT)
     generator = torch.Generator().manual_seed(7)
     alone = piece()
     values = {}
@@ -52,9 +52,9 @@ def test_an_instantiated_payload_is_the_stock_lowering_to_the_byte(precision):
             else torch.randn(parameter.shape, generator=generator)
         )
         put_weight(alone, name, values[name])
-    stock, inputs = lower(alone, (64, 64), PROMPT)
+    stock, order = lower(alone, ((64,), (4, 16)), PROMPT)
     mine = instantiate(template, {name: constants_of(value) for name, value in values.items()})
-    assert mine.inputs == inputs
+    assert mine.order == order
     assert mine.lowered.processed_bytes == stock.processed_bytes
     stored, made = (m.named_data_store_output for m in (stock, mine.lowered))
     assert {k: stored.buffers[e.buffer_index] for k, e in stored.pte_data.items()} == {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Any
 
-import click
 import typer
 
 from mobile_export.cli import generate, inspect, pte, recipes, verify
-from mobile_export.errors import EXIT_BUG, EXIT_USAGE, MobileExportError
+from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
 INTERRUPTED = 130
+# typer carries a click of its own and exports no name for the class all its usage errors have in common.
+ClickException: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="mobile-export",
@@ -43,20 +45,18 @@ def main() -> None:
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command; errors become one line on stderr and an exit code."""
     try:
-        return app(args=arguments, prog_name="mobile-export", standalone_mode=False) or 0
+        code: int = app(args=arguments, prog_name="mobile-export", standalone_mode=False) or EXIT_YES
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        return code
     except MobileExportError as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help() if error.ctx else "", file=sys.stderr)
-        return EXIT_USAGE
-    except click.ClickException as error:
-        place = f"{error.ctx.command_path}: " if isinstance(error, click.UsageError) and error.ctx else ""
-        print(f"error: {place}{error.format_message()}; see --help", file=sys.stderr)
-        return EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
+    except ClickException as error:
+        return _usage(error)
+    except (KeyboardInterrupt, typer.Abort):
         print("error: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -68,3 +68,14 @@ def run(arguments: list[str], *, debug: bool = False) -> int:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"error: bug: {what}; please report it, with the output of the same command and --debug", file=sys.stderr)
         return EXIT_BUG
+
+
+def _usage(error: Any) -> int:
+    """Print a usage error of typer's, or the help where nothing was asked."""
+    message = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+        print(message, file=sys.stderr)
+        return EXIT_USAGE
+    place = error.ctx.command_path if getattr(error, "ctx", None) else "mobile-export"
+    print(f"error: {place}: {' '.join(message.split()).rstrip('.')}; see {place} --help", file=sys.stderr)
+    return EXIT_USAGE

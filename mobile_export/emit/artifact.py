@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ import psutil
 from mobile_export.errors import MissingTool, UsageError
 from mobile_export.manifest import NAME as MANIFEST
 from mobile_export.units import megabytes
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @contextlib.contextmanager
@@ -32,6 +35,7 @@ def new_artifact(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
         MissingTool: the disk is full or the place cannot be written.
     """
     check_out(out)
+    named, out = out, out.resolve()  # a link is followed, and "." has a name
     staging = out.parent / f".{out.name}.partial-{os.getpid()}"
     with _terminate_as_interrupt():
         try:
@@ -47,9 +51,9 @@ def new_artifact(out: Path, needed_bytes: int = 0) -> Iterator[Path]:
             if error.errno == errno.ENOSPC:
                 free = shutil.disk_usage(out.parent).free
                 what = f"no space left on the disk ({megabytes(free)} free, {megabytes(needed_bytes)} needed)"
-                raise MissingTool(str(out), what, "free some, or name another place with --out") from None
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-                raise MissingTool(str(out), f"cannot be written: {error.strerror}", "name another place with --out") from None
+                raise MissingTool(str(named), what, "free some, or name another place with --out") from None
+            if error.errno in UNWRITABLE:
+                raise MissingTool(str(named), f"cannot be written: {error.strerror}", "name another place with --out") from None
             raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -61,9 +65,14 @@ def check_out(out: Path) -> None:
     Raises:
         UsageError: `out` is a file, or a folder that holds something else than an artifact.
     """
-    if out.exists() and not out.is_dir():
+    try:
+        file = out.exists() and not out.is_dir()
+        held = out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()
+    except OSError as error:
+        raise UsageError(f"--out {out}", f"cannot be used: {error.strerror}", "name another place") from None
+    if file:
         raise UsageError(f"--out {out}", "is a file", "name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+    if held:
         raise UsageError(f"--out {out}", "is a folder with other things in it", "name a new folder, or an older artifact's")
 
 
@@ -95,9 +104,9 @@ def _flush(path: Path) -> None:
 def _remove_leftovers(out: Path) -> None:
     """Remove what killed runs left; put an old artifact back whose replacement never came."""
     for kind in ("partial", "old"):
-        for leftover in out.parent.glob(f".{out.name}.{kind}-*"):
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"):
             pid = leftover.name.rpartition("-")[2]
-            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):  # containers use ids again
                 if kind == "old" and not out.exists():
                     leftover.rename(out)
                 else:

@@ -11,6 +11,7 @@ from mobile_export.errors import InputError
 from mobile_export.families.config import CONFIG, flag, number, positive_int
 from mobile_export.families.rope import read_rope
 from mobile_export.families.spec import DecoderSpec, Recognised, SharingFlags, WeightSource
+from mobile_export.units import counted
 
 MODEL_TYPES = ("llama",)
 ACTIVATIONS = ("silu", "relu", "gelu")
@@ -33,6 +34,7 @@ def read(checkpoint: Checkpoint) -> Recognised:
         what = f"hidden_size {hidden} is not a multiple of num_attention_heads {heads} and head_dim is not given"
         raise InputError(CONFIG, what, "add head_dim")
     head_dim = positive_int(config, "head_dim", hidden // heads)
+    _check_plausible(checkpoint, positive_int(config, "num_hidden_layers"), head_dim)
     activation = config.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise InputError(CONFIG, f"hidden_act {activation!r} is not supported", f"supported: {', '.join(ACTIVATIONS)}")
@@ -62,6 +64,17 @@ def read(checkpoint: Checkpoint) -> Recognised:
     )
     ignored = tuple(name for name in checkpoint.tensors if name.endswith(IGNORED))
     return Recognised(spec, weight_map(spec, prefix, "lm_head.weight" in checkpoint.tensors), flags, ignored)
+
+
+def _check_plausible(checkpoint: Checkpoint, layers: int, head_dim: int) -> None:
+    """Refuse what no file can back, before a map of a billion blocks or a table of a terabyte is made."""
+    widest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
+    then = "use the config.json this checkpoint was saved with"
+    if layers > len(checkpoint.tensors):
+        held = f"the checkpoint holds {counted(len(checkpoint.tensors), 'tensor')}"
+        raise InputError(CONFIG, f"num_hidden_layers is {layers}, {held}", then)
+    if head_dim > widest:
+        raise InputError(CONFIG, f"head_dim is {head_dim}, the widest tensor has {widest}", then)
 
 
 def weight_map(spec: DecoderSpec, prefix: str, has_head: bool) -> dict[str, WeightSource]:

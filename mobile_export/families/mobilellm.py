@@ -37,8 +37,9 @@ def read(checkpoint: Checkpoint) -> Recognised:
     as_llama = llama.read(checkpoint)
     shared = flag(checkpoint.config, "share_embedding", checkpoint.config["model_type"] in MODEL_TYPES)
     repeated = flag(checkpoint.config, "layer_sharing", False)
+    said = shared or "share_embedding" in checkpoint.config
     flags = SharingFlags(
-        tied=(f"share_embedding: {str(shared).lower()}", shared),
+        tied=(f"share_embedding: {str(shared).lower()}", shared) if said else as_llama.flags.tied,
         head_is_built=not shared,
         repeats=2 if repeated else 1,
         repeats_flag="layer_sharing: true" if repeated else "",

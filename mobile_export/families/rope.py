@@ -25,7 +25,10 @@ def read_rope(config: Mapping[str, Any], head_dim: int, *, default_theta: float 
 
     if head_dim % 2:
         raise InputError(CONFIG, f"head_dim {head_dim} is odd, so channels cannot be rotated in pairs", "check head_dim")
-    settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    settings = _settings(config)
+    rotated = settings.get("partial_rotary_factor", config.get("partial_rotary_factor")) or 1
+    if rotated != 1:
+        raise InputError(CONFIG, f"partial_rotary_factor is {rotated!r}, this family rotates whole heads", "check model_type")
     kind = settings.get("rope_type") or settings.get("type") or "default"
     theta = number(settings, "rope_theta", number(config, "rope_theta", default_theta))
     inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
@@ -34,11 +37,31 @@ def read_rope(config: Mapping[str, Any], head_dim: int, *, default_theta: float 
     elif kind == "llama3":
         inverse = _llama3(inverse, settings)
     elif kind == "frequency_factors":  # how the GGUF reader hands on rope_freqs.weight
-        inverse = inverse / torch.tensor(settings["factors"], dtype=torch.float32)
+        inverse = inverse / torch.tensor(_factors(settings, len(inverse)), dtype=torch.float32)
     elif kind != "default":
         known = "default, linear, llama3"
         raise InputError(CONFIG, f"rope_type {kind!r} is not supported", f"supported: {known}")
     return RopeSpec(tuple(inverse.tolist()))
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key) or {}
+        if not isinstance(given, Mapping):
+            raise InputError(CONFIG, f"{key} is {given!r}, not an object", 'write {"rope_type": ...} or null')
+        settings |= given
+    return settings
+
+
+def _factors(settings: Mapping[str, Any], count: int) -> list[float]:
+    factors = settings.get("factors")
+    if not isinstance(factors, list) or len(factors) != count:
+        held = f"{len(factors)} factors" if isinstance(factors, list) else "no factors"
+        raise InputError(
+            CONFIG, f"rope_type 'frequency_factors' with {held} for {count} frequencies", "check rope_freqs.weight"
+        )
+    return [number({"factor": factor}, "factor") for factor in factors]
 
 
 def _llama3(inverse: Any, settings: Mapping[str, Any]) -> Any:

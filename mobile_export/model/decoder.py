@@ -32,23 +32,29 @@ class RmsNorm(nn.Module):
 
 
 class AttentionInput(nn.Module):
-    """Residual stream [1, T, hidden] -> joined query, key, value [1, T, (heads + 2 * kv_heads) * head_dim]."""
+    """Residual stream [1, T, hidden] -> query [1, T, heads, head_dim], key and value [1, T, kv_heads, head_dim].
+
+    Query and key are rotated; cos and sin are [1, T, 1, head_dim].
+    """
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        self.heads, self.kv_heads, self.head_dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
         self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
         self.qkv: nn.Module = nn.Linear(spec.hidden_size, spec.qkv_size, bias=spec.qkv_bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.qkv(self.norm(x))
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        joined = self.qkv(self.norm(x)).view(1, -1, self.heads + 2 * self.kv_heads, self.head_dim)
+        query, key, value = joined.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 class FeedForward(nn.Module):
-    """Residual stream [1, T, hidden] and attended values [1, T, heads * head_dim] -> residual stream."""
+    """Residual stream [1, T, hidden] and attended values [1, T, heads, head_dim] -> residual stream."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.hidden_act]
+        self.activation, self.attended_size = ACTIVATIONS[spec.hidden_act], spec.attended_size
         self.o: nn.Module = nn.Linear(spec.attended_size, spec.hidden_size, bias=spec.o_bias)
         self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
         self.gate: nn.Module = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=spec.ffn_bias)
@@ -56,7 +62,7 @@ class FeedForward(nn.Module):
         self.down: nn.Module = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=spec.ffn_bias)
 
     def forward(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        x = x + self.o(attended)
+        x = x + self.o(attended.reshape(1, -1, self.attended_size))
         y = self.norm(x)
         return x + self.down(self.activation(self.gate(y)) * self.up(y))
 
@@ -118,25 +124,21 @@ class Decoder(nn.Module):
 
     def hidden(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """The residual stream after the last execution, [1, T, hidden]."""
-        spec, length = self.spec, tokens.shape[1]
+        length = tokens.shape[1]
         position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
-        cos, sin = (table.narrow(0, position, length).unsqueeze(1) for table in (self.cos, self.sin))
-        heads, kv_heads = spec.num_attention_heads, spec.num_key_value_heads
+        cos, sin = (table.narrow(0, position, length)[None, :, None] for table in (self.cos, self.sin))
         x = self.embedding(tokens)
         for slot, stored in enumerate(self.schedule):
             block = cast("Block", self.blocks[stored])
-            joined = block.attention(x).view(1, length, heads + 2 * kv_heads, spec.head_dim)
-            rotated = rotate(joined[:, :, : heads + kv_heads], cos, sin)  # query and key in one pass
-            query, key, value = rotated[:, :, :heads], rotated[:, :, heads:], joined[:, :, heads + kv_heads :]
-            attended = self.attend(slot, query, key, value, position)
-            x = block.ffn(x, attended.reshape(1, length, spec.attended_size))
+            query, key, value = block.attention(x, cos, sin)
+            x = block.ffn(x, self.attend(slot, query, key, value, position))
         return x
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [T, 1, head_dim], sin signed.
+    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [1, T, 1, head_dim], sin signed.
 
     Source: arXiv:2104.09864, in the half-split order of Hugging Face's weights.
     """

@@ -31,6 +31,10 @@ class QuantizedWeight:
     scales: torch.Tensor
     precision: Precision
 
+    def __getitem__(self, rows: slice) -> QuantizedWeight:
+        """Some rows: a joined matrix's parts, each with the codes and scales it has within the whole."""
+        return QuantizedWeight(self.codes[rows], self.scales[rows], self.precision)
+
     def dequantized(self) -> torch.Tensor:
         """float32 (out_features, in_features)."""
         return (self.codes.view(*self.scales.shape, -1) * self.scales[..., None]).view(self.codes.shape)
@@ -72,7 +76,7 @@ def _search(groups: torch.Tensor, low: int, high: int, clips: tuple[float, ...])
         scale = (largest * clip).to(torch.bfloat16).float()
         scale = torch.where(largest < TINY, torch.ones_like(scale), scale)[:, None]
         error = torch.sub(groups, _round(groups, scale, low, high) * scale).square_().sum(dim=1)
-        better = error < best_error
+        better = (error < best_error) | (clip == clips[0])  # the first even where the error is beyond float32
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale[:, 0], best_scale)
     return best_scale

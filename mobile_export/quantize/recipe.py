@@ -91,7 +91,7 @@ def recipe_folder() -> Path:
 
 def packaged_recipes() -> dict[str, Path]:
     """Name -> file of every packaged recipe, sorted by name."""
-    return {path.stem: path for path in sorted(recipe_folder().glob("*.toml"))}
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.toml"), key=lambda path: path.stem)}
 
 
 def read_recipe(name_or_file: str) -> Recipe:
@@ -121,15 +121,16 @@ def recipe_from(values: Mapping[str, Any], where: str) -> Recipe:
         InputError: an unknown key, or a value out of range.
     """
     try:
-        return _RECIPE.validate_json(json.dumps(values))  # strict, and only JSON may turn dicts into dataclasses
+        return _RECIPE.validate_json(json.dumps(values, default=str))  # strict, and only JSON may turn dicts into dataclasses
     except pydantic.ValidationError as error:
         raise InputError(where, *_explain(error)) from None
 
 
 def _explain(error: pydantic.ValidationError) -> tuple[str, str]:
-    first = error.errors()[0]
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    first = min(error.errors(), key=lambda found: found["type"] not in unknown)  # a misspelt key explains a missing one
     place = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in unknown:
         parent, key = first["loc"][:-1], str(first["loc"][-1])
         known = _fields_at(tuple(str(part) for part in parent))
         close = difflib.get_close_matches(key, known, n=1)

@@ -39,6 +39,9 @@ def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
     spec, plan, tensors = weights.recognised.spec, weights.plan, weights.checkpoint.tensors
     keys = ("rope_theta", "rope_scaling", "rope_parameters")
     rope = {key: weights.checkpoint.config[key] for key in keys if weights.checkpoint.config.get(key) is not None}
+    factors = (rope.get("rope_scaling") or {}).get("factors")  # a GGUF's: transformers has no name for them
+    if factors:
+        del rope["rope_scaling"]
     config = LlamaConfig(
         vocab_size=spec.vocab_size,
         hidden_size=spec.hidden_size,
@@ -66,7 +69,13 @@ def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
                 state[f"model.layers.{execution}.{name.removeprefix(source)}"] = tensors[name].read().float()
     state["model.norm.weight"] = weights.float32("head.norm.weight")
     state["lm_head.weight"] = state["model.embed_tokens.weight"] if plan.tied else weights.float32("head.linear.weight")
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") and name not in state:  # q, k and v with a bias, o without: attention_bias means all four
+            state[name] = torch.zeros(parameter.shape)
     model.load_state_dict(state, assign=True, strict=True)
-    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # no weights: built on the meta device, it holds no frequencies
+    rotary = LlamaRotaryEmbedding(config)  # no weights: built on the meta device, it holds no frequencies
+    if factors:
+        rotary.inv_freq /= torch.tensor(factors)
+    model.model.rotary_emb = rotary
     model.train(mode=False)
     return model

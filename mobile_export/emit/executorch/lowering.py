@@ -8,6 +8,7 @@ every name in it belongs to exactly one of them.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,20 @@ from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
 
 ALIGNMENT = 16  # of a named constant, as XNNPACK's serializer asks
+Shape = tuple[int, ...]
 EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A delegate takes and gives in an order of its own.
+
+    inputs: for each argument of the delegate, which argument of the piece it is.
+    outputs: for each result of the piece, which result of the delegate it is.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +60,7 @@ class Template:
     backend_id, payload, compile_specs: the delegate's; the payload names the random constants.
     stored: what the payload looks up, in the order it was stored.
     constants: for each weight of the piece the names of its random constants, in the order `constants_of` gives them.
-    inputs: the delegate's order of the piece's arguments.
+    order: how the delegate's arguments and results stand to the piece's.
     program: a stand-in with the same signature. Tracing the outer graph evaluates a delegate's program each time, and
         evaluating the real one for every execution took 30 of 45 seconds.
     """
@@ -56,7 +70,7 @@ class Template:
     compile_specs: list[CompileSpec]
     stored: tuple[Stored, ...]
     constants: Mapping[str, tuple[str, ...]]
-    inputs: tuple[int, ...]
+    order: Order
     program: ExportedProgram
 
 
@@ -73,36 +87,42 @@ class WholePiecePartitioner(XnnpackPartitioner):
 
 
 class ShapeOnly(nn.Module):
-    """Takes a piece's inputs, gives a tensor of its output's shape, computes nothing."""
+    """Takes a piece's inputs, gives tensors of its outputs' shapes, computes nothing."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, shapes: Sequence[Shape]) -> None:
         super().__init__()
-        self.width = width
+        self.shapes = shapes
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor]:
-        return (inputs[0].new_zeros(1, inputs[0].shape[1], self.width),)
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(inputs[0].new_zeros(1, inputs[0].shape[1], *shape) for shape in self.shapes)
 
 
 class Delegated(nn.Module):
-    """A lowered piece in the place of the module it was made from: takes the piece's arguments in the piece's order."""
+    """A lowered piece in the place of the module it was made from: its arguments and results in that module's order."""
 
-    def __init__(self, lowered: LoweredBackendModule, inputs: tuple[int, ...]) -> None:
+    def __init__(self, lowered: LoweredBackendModule, order: Order) -> None:
         super().__init__()
-        self.lowered, self.inputs = lowered, inputs
+        self.lowered, self.order = lowered, order
 
-    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
-        return self.lowered(*(arguments[i] for i in self.inputs))[0]
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        results = self.lowered(*(arguments[i] for i in self.order.inputs))
+        ordered = tuple(results[i] for i in self.order.outputs)
+        return ordered if len(ordered) > 1 else ordered[0]
 
 
 def lower_template(
-    piece: nn.Module, precisions: Mapping[str, Precision], widths: Sequence[int], out_width: int, max_prompt: int
+    piece: nn.Module,
+    precisions: Mapping[str, Precision],
+    takes: Sequence[Shape],
+    gives: Sequence[Shape],
+    max_prompt: int,
 ) -> Template:
     """Lower a piece with random weights of the given precisions.
 
     Args:
         piece: on the meta device or not; its weights are replaced. Norms already in product form.
         precisions: weight name within the piece -> precision, for its matrices.
-        widths: channels of each input; inputs are float32 [1, T, width].
+        takes, gives: for each input and output its shape after [1, T], all float32.
         max_prompt: largest T.
     Raises:
         AssertionError: the piece did not become exactly one delegate. Ours to mend, never the user's.
@@ -115,7 +135,7 @@ def lower_template(
         else:
             weights[name] = torch.rand(parameter.shape, generator=generator) + 0.5
         put_weight(piece, name, weights[name])
-    lowered, names = lower(piece, widths, max_prompt)
+    lowered, order = lower(piece, takes, max_prompt)
     constants = {name: tuple(constant.key for constant in constants_of(weight)) for name, weight in weights.items()}
     _check_all_named(lowered, constants)
     named, random = lowered.named_data_store_output, {key for keys in constants.values() for key in keys}
@@ -123,25 +143,27 @@ def lower_template(
         Stored(key, entry.alignment, None if key in random else named.buffers[entry.buffer_index])
         for key, entry in named.pte_data.items()
     )
-    inputs, shapes = _example([widths[i] for i in names], max_prompt)
-    stand_in = export(ShapeOnly(out_width), inputs, dynamic_shapes=(shapes,), strict=False)
-    return Template(lowered.backend_id, lowered.processed_bytes, lowered.compile_specs, stored, constants, names, stand_in)
+    inputs, shapes = _example([takes[i] for i in order.inputs], max_prompt)
+    given = [gives[order.outputs.index(i)] for i in range(len(gives))]
+    stand_in = export(ShapeOnly(given), inputs, dynamic_shapes=(shapes,), strict=False)
+    return Template(lowered.backend_id, lowered.processed_bytes, lowered.compile_specs, stored, constants, order, stand_in)
 
 
-def lower(piece: nn.Module, widths: Sequence[int], max_prompt: int) -> tuple[LoweredBackendModule, tuple[int, ...]]:
+def lower(piece: nn.Module, takes: Sequence[Shape], max_prompt: int) -> tuple[LoweredBackendModule, Order]:
     """The stock lowering of one piece: the delegate, and the order in which it takes the piece's arguments."""
-    inputs, shapes = _example(widths, max_prompt)
-    program = export(piece, inputs, dynamic_shapes=shapes, strict=True)
+    inputs, shapes = _example(takes, max_prompt)
+    program = export(piece, inputs, dynamic_shapes=shapes, strict=False)
     arguments = list(program.graph_signature.user_inputs)
     edge = to_edge_transform_and_lower(program, partitioner=[WholePiecePartitioner()], compile_config=EDGE)
     graph = edge.exported_program().graph_module
     lowered = [getattr(graph, name) for name, _ in graph.named_children() if name.startswith("lowered_module")]
-    outside = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-    outside = [name for name in outside if "executorch_call_delegate" not in name and "getitem" not in name]
+    calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
+    outside = [str(node.target) for node in calls if "executorch_call_delegate" not in str(node.target)]
     assert len(lowered) == 1, f"{type(piece).__name__}: {len(lowered)} delegates"
     assert not outside, f"{type(piece).__name__}: left outside its delegate: {outside}"
     taken = lowered[0].original_module.graph_signature.user_inputs
-    return lowered[0], tuple(arguments.index(name) for name in taken)
+    given = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    return lowered[0], Order(tuple(arguments.index(name) for name in taken), tuple(node.args[1] for node in given))
 
 
 def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]]) -> Delegated:
@@ -162,7 +184,7 @@ def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]
         compile_specs=template.compile_specs,
         named_data_store_output=store.get_named_data_store_output(),
     )
-    return Delegated(lowered, template.inputs)
+    return Delegated(lowered, template.order)
 
 
 def put_weight(piece: nn.Module, name: str, weight: Weight) -> None:
@@ -181,9 +203,9 @@ def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tupl
             assert lowered.processed_bytes.count(key.encode()) == 1, f"{name}: named more than once"
 
 
-def _example(widths: Sequence[int], max_prompt: int) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Dim], ...]]:
+def _example(takes: Sequence[Shape], max_prompt: int) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Dim], ...]]:
     """Example inputs, different tensors (export folds one tensor passed twice into one input), and their dynamic shapes."""
     length = min(3, max_prompt)
-    inputs = tuple(torch.full((1, length, width), float(i)) for i, width in enumerate(widths))
+    inputs = tuple(torch.full((1, length, *shape), float(i)) for i, shape in enumerate(takes))
     dynamic: dict[int, Dim] = {1: Dim("tokens", min=1, max=max_prompt)} if max_prompt > 1 else {}
-    return inputs, tuple(dict(dynamic) for _ in widths)
+    return inputs, tuple(dict(dynamic) for _ in takes)

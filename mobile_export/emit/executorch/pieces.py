@@ -17,6 +17,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
 )
 
+from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.decoder import RmsNorm
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
@@ -43,6 +44,44 @@ class RmsNormAsProduct(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * torch.rsqrt(F.linear(x * x, self.mean_row, self.eps)) * self.weight
+
+
+class RotatedAttentionInput(nn.Module):
+    """AttentionInput with query, key and value each from its own rows of the joined matrix, for a delegate to take whole.
+
+    A slice of a tensor whose length is dynamic would stay outside the delegate. So the joined product is three, and the
+    halves of a head are swapped by a product with a permutation.
+    """
+
+    swap: torch.Tensor
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.head_dim = spec.head_dim
+        self.heads = (spec.num_attention_heads, spec.num_key_value_heads, spec.num_key_value_heads)
+        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
+        sizes = (rows.stop - rows.start for rows in qkv_rows(spec))
+        self.qkv = nn.ModuleList(nn.Linear(spec.hidden_size, size, bias=spec.qkv_bias) for size in sizes)
+        order = torch.arange(spec.head_dim, device="cpu").roll(spec.head_dim // 2)
+        self.register_buffer("swap", torch.eye(spec.head_dim, device="cpu")[order])
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = self.norm(x)
+        query, key, value = (
+            linear(y).view(1, -1, heads, self.head_dim) for linear, heads in zip(self.qkv, self.heads, strict=True)
+        )
+        return self.rotated(query, cos, sin), self.rotated(key, cos, sin), value
+
+    def rotated(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As model.decoder.rotate."""
+        return x * cos + F.linear(x, self.swap) * sin
+
+
+def qkv_rows(spec: DecoderSpec) -> tuple[slice, slice, slice]:
+    """The rows of the joined projection that make query, key and value."""
+    query = spec.attended_size
+    key = query + spec.num_key_value_heads * spec.head_dim
+    return slice(0, query), slice(query, key), slice(key, spec.qkv_size)
 
 
 def for_xnnpack(piece: nn.Module) -> nn.Module:

@@ -24,13 +24,23 @@ from torch.export import Dim, ExportedProgram, export
 
 from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention
 from mobile_export.emit.executorch.embedding import gather
-from mobile_export.emit.executorch.lowering import EDGE, Delegated, Template, instantiate, lower_template
+from mobile_export.emit.executorch.lowering import EDGE, Delegated, Shape, Template, instantiate, lower_template
 from mobile_export.emit.executorch.metadata import constant_methods
-from mobile_export.emit.executorch.pieces import SCALE, Constant, Weight, as_bytes, constants_of, digest, for_xnnpack
+from mobile_export.emit.executorch.pieces import (
+    SCALE,
+    Constant,
+    RotatedAttentionInput,
+    Weight,
+    as_bytes,
+    constants_of,
+    digest,
+    for_xnnpack,
+    qkv_rows,
+)
 from mobile_export.emit.executorch.segments import assemble, named_bytes
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
-from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+from mobile_export.model.decoder import Block, Decoder, FeedForward, Head
 from mobile_export.quantize.recipe import Precision
 from mobile_export.quantize.weights import EMBEDDING, PARTS, ModelWeights
 
@@ -119,12 +129,12 @@ def build_program(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A piece of the decoder: where its weights are named, what it is, its channels in and out, its longest input."""
+    """A piece of the decoder: where its weights are named, what it is, what it takes and gives after [1, T], largest T."""
 
     prefix: str
     kind: type[nn.Module]
-    widths: tuple[int, ...]
-    out_width: int
+    takes: tuple[Shape, ...]
+    gives: tuple[Shape, ...]
     max_prompt: int
 
     def shape(self) -> _Piece:
@@ -133,11 +143,13 @@ class _Piece:
 
 
 def _pieces(spec: DecoderSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
-    hidden, attended = spec.hidden_size, spec.attended_size
+    stream, rotary = (spec.hidden_size,), (1, spec.head_dim)
+    query, value = (spec.num_attention_heads, spec.head_dim), (spec.num_key_value_heads, spec.head_dim)
     for i in range(blocks):
-        yield _Piece(f"blocks.{i}.attention.", AttentionInput, (hidden,), spec.qkv_size, max_prompt)
-        yield _Piece(f"blocks.{i}.ffn.", FeedForward, (hidden, attended), hidden, max_prompt)
-    yield _Piece("head.", Head, (hidden,), spec.vocab_size, 1)
+        takes = (stream, rotary, rotary)
+        yield _Piece(f"blocks.{i}.attention.", RotatedAttentionInput, takes, (query, value, value), max_prompt)
+        yield _Piece(f"blocks.{i}.ffn.", FeedForward, (stream, query), (stream,), max_prompt)
+    yield _Piece("head.", Head, (stream,), ((spec.vocab_size,),), 1)
 
 
 def _lower_all(
@@ -158,11 +170,15 @@ def _lower_all(
             say(f"lowering piece {number + 1} of {len(pieces)}")
             constants = made.pop(piece.prefix).result()
             places = _places(weights, piece, spec)
-            precisions = {n: weights.matrices[source].precision for n, source in places.items() if source in weights.matrices}
+            precisions = {
+                name: weights.matrices[place.source].precision
+                for name, place in places.items()
+                if place.source in weights.matrices
+            }
             template = _template(piece.shape(), spec, tuple(precisions.items()))
             lowered[piece.prefix] = instantiate(template, constants)
-            for name, source in places.items():
-                part_of_key.update((constant.key, weights.part_of(source)) for constant in constants[name])
+            for name, place in places.items():
+                part_of_key.update((constant.key, weights.part_of(place.source)) for constant in constants[name])
         return lowered, part_of_key, table.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -171,7 +187,7 @@ def _lower_all(
 @functools.cache
 def _template(piece: _Piece, spec: DecoderSpec, precisions: tuple[tuple[str, Precision], ...]) -> Template:
     """The template of every piece of one shape; a lowering takes seconds whatever the size."""
-    return lower_template(for_xnnpack(_empty(piece, spec)), dict(precisions), piece.widths, piece.out_width, piece.max_prompt)
+    return lower_template(for_xnnpack(_empty(piece, spec)), dict(precisions), piece.takes, piece.gives, piece.max_prompt)
 
 
 def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
@@ -179,13 +195,33 @@ def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
         return piece.kind(spec)
 
 
-def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, str]:
-    """Parameter of a piece -> the weight it reads."""
-    return {name: weights.source_of(piece.prefix + name) for name, _ in _empty(piece, spec).named_parameters()}
+@dataclass(frozen=True)
+class _Place:
+    """What a parameter of a piece holds: a weight of the graph, or some of its rows."""
+
+    source: str
+    rows: slice | None = None
 
 
-def _constants(weights: ModelWeights, places: dict[str, str]) -> dict[str, tuple[Constant, ...]]:
-    return {name: constants_of(_weight(weights, source)) for name, source in places.items()}
+def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, _Place]:
+    """Parameter of a piece -> what it holds. Query, key and value are rows of one weight, "qkv"."""
+    places = {}
+    for name, _ in _empty(piece, spec).named_parameters():
+        joined, _, rest = name.partition(".")
+        if joined == "qkv":
+            number, _, kind = rest.partition(".")
+            places[name] = _Place(f"{piece.prefix}qkv.{kind}", qkv_rows(spec)[int(number)])
+        else:
+            places[name] = _Place(weights.source_of(piece.prefix + name))
+    return places
+
+
+def _constants(weights: ModelWeights, places: dict[str, _Place]) -> dict[str, tuple[Constant, ...]]:
+    whole = {source: _weight(weights, source) for source in {place.source for place in places.values()}}
+    return {
+        name: constants_of(whole[place.source] if place.rows is None else whole[place.source][place.rows])
+        for name, place in places.items()
+    }
 
 
 def _weight(weights: ModelWeights, name: str) -> Weight:
