@@ -75,7 +75,8 @@ class Manifest:
     requested_schedule: --schedule, where the user gave one.
     bits_per_weight: bits of all codes and scales over stored parameters.
     matrices: graph name -> precision in words, for every matrix.
-    outside_delegates: operator -> calls a step; delegates: entries in the file; delegate_calls: calls a step.
+    outside_delegates: operator -> calls a step, as the program lists them.
+    delegates: entries in the file; delegate_calls: calls a step.
     verification: None where it was skipped.
     """
 

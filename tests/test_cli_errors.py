@@ -357,12 +357,12 @@ def test_nothing_in_a_config_is_a_bug_of_ours(fails, tmp_path, settings):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["model.layers.0.self_attn.k_proj.weight", "model.layers.0.input_layernorm.weight"])
 def test_a_weight_that_is_not_finite_ends_the_export_before_anything_is_lowered(fails, tmp_path, monkeypatch, name, value):
-    from mobile_export.emit.executorch import program
+    from mobile_export.emit.executorch import delegates
 
     def lowered(*_):
         raise AssertionError("lowering, which takes half a minute, began before the weight was read")
 
-    monkeypatch.setattr(program, "lower_template", lowered)
+    monkeypatch.setattr(delegates, "_template", lowered)
     tensors = llama_tensors()
     tensors[name].view(-1)[7] = value
     folder = write_llama(tmp_path / "model")
@@ -377,10 +377,10 @@ def test_a_weight_that_is_not_finite_ends_the_export_before_anything_is_lowered(
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"])
 def test_a_weight_further_on_that_is_not_finite(fails, tmp_path, monkeypatch, name):
     """However late it is read, nothing is written. The lowering before it is left out: it takes seconds."""
-    from mobile_export.emit.executorch import program
+    from mobile_export.emit.executorch import delegates
 
-    monkeypatch.setattr(program, "lower_template", lambda *_: None)
-    monkeypatch.setattr(program, "instantiate", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(delegates, "_template", lambda *_: None)
+    monkeypatch.setattr(delegates, "instantiate", lambda *_: torch.nn.Identity())
     tensors = llama_tensors()
     tensors[name].view(-1)[0] = float("nan")
     folder = write_llama(tmp_path / "model")

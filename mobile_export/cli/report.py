@@ -56,7 +56,7 @@ def precision_lines(matrices: dict[str, str]) -> list[str]:
 
 
 def _outside(operators: dict[str, int]) -> str:
-    return ", ".join(f"{name.removeprefix('aten.').split('.default')[0]} {count}" for name, count in operators.items())
+    return ", ".join(f"{name.removeprefix('aten::')} {count}" for name, count in operators.items())
 
 
 def _verified(manifest: Manifest) -> str:

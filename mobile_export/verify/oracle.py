@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -75,7 +76,7 @@ def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
     model.load_state_dict(state, assign=True, strict=True)
     rotary = LlamaRotaryEmbedding(config)  # no weights: built on the meta device, it holds no frequencies
     if factors:
-        rotary.inv_freq /= torch.tensor(factors)
+        cast("torch.Tensor", rotary.inv_freq).div_(torch.tensor(factors))
     model.model.rotary_emb = rotary
     model.train(mode=False)
     return model

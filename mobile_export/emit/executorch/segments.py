@@ -7,6 +7,7 @@ of its own, and the bytes are equal. Segments are (offset, size) pairs, so the h
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import Any
 
 from executorch.exir import ExecutorchBackendConfig, ExecutorchProgramManager
@@ -16,7 +17,7 @@ from executorch.exir._serialize._serialize import serialize_for_executorch
 from executorch.exir._serialize.data_serializer import DataEntry
 from executorch.exir._serialize.generated.executorch_flatbuffer.DataSegment import DataSegment
 from executorch.exir._serialize.generated.executorch_flatbuffer.Program import Program
-from executorch.exir.schema import BackendDelegate, DelegateCall, ExecutionPlan
+from executorch.exir.schema import BackendDelegate, DelegateCall, ExecutionPlan, KernelCall
 
 ALIGNMENT = 16  # bytes: what a named segment's reader may rely on
 PROGRAM_SEGMENTS, DATA_SEGMENT_OFFSET = 12, 4  # vtable slots of Program.segments and DataSegment.offset in program.fbs
@@ -50,6 +51,18 @@ def assemble(manager: ExecutorchProgramManager) -> bytes:
     file, others = serialize_for_executorch(emitted, ExecutorchBackendConfig(), manager._data_serializer, named)
     assert not others, "every payload lies in the one file"
     return _point_into_constants(bytearray(bytes(file)), aliased) if aliased else bytes(file)
+
+
+def count_calls(plan: ExecutionPlan) -> tuple[dict[str, int], int]:
+    """What one step calls: operators outside a delegate by name, most frequent first, and the number of delegate calls."""
+    outside: Counter[str] = Counter()
+    delegate_calls = 0
+    for instruction in (i for chain in plan.chains for i in chain.instructions):
+        if isinstance(instruction.instr_args, DelegateCall):
+            delegate_calls += 1
+        elif isinstance(instruction.instr_args, KernelCall):
+            outside[plan.operators[instruction.instr_args.op_index].name] += 1
+    return dict(outside.most_common()), delegate_calls
 
 
 def named_bytes(manager: ExecutorchProgramManager) -> dict[str, int]:

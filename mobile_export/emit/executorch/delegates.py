@@ -1,0 +1,138 @@
+"""Every piece of a model as a delegate: a template for each shape, an instance for each stored block."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mobile_export.emit.executorch.lowering import Delegated, Shape, Template, instantiate, lower_template
+from mobile_export.emit.executorch.pieces import Constant, RotatedAttentionInput, Weight, constants_of, for_xnnpack, qkv_rows
+from mobile_export.families.spec import DecoderSpec
+from mobile_export.model.decoder import FeedForward, Head
+from mobile_export.quantize.recipe import Precision
+from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of the decoder: where its weights are named, what it is, what it takes and gives after [1, T], largest T."""
+
+    prefix: str
+    kind: type[nn.Module]
+    takes: tuple[Shape, ...]
+    gives: tuple[Shape, ...]
+    max_prompt: int
+
+    def shape(self) -> _Piece:
+        """The piece without its place in the model."""
+        return dataclasses.replace(self, prefix="")
+
+
+def _pieces(spec: DecoderSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
+    stream, rotary = (spec.hidden_size,), (1, spec.head_dim)
+    query, value = (spec.num_attention_heads, spec.head_dim), (spec.num_key_value_heads, spec.head_dim)
+    for i in range(blocks):
+        takes = (stream, rotary, rotary)
+        yield _Piece(f"blocks.{i}.attention.", RotatedAttentionInput, takes, (query, value, value), max_prompt)
+        yield _Piece(f"blocks.{i}.ffn.", FeedForward, (stream, query), (stream,), max_prompt)
+    yield _Piece("head.", Head, (stream,), ((spec.vocab_size,),), 1)
+
+
+@dataclass(frozen=True)
+class LoweredPieces:
+    """Every piece as a delegate.
+
+    delegates: by prefix, "blocks.3.ffn." or "head.".
+    part_of_key: name of each constant they look up -> the part of the model it is billed to.
+    table: the token table at its precision, for the gather.
+    """
+
+    delegates: dict[str, Delegated]
+    part_of_key: dict[str, str]
+    table: Weight
+
+
+def lower_pieces(weights: ModelWeights, max_prompt: int, say: Callable[[str], None]) -> LoweredPieces:
+    """Lower every stored block's pieces and the head, for calls of up to max_prompt tokens.
+
+    One thread makes the numbers while this one lowers the templates.
+
+    Raises:
+        InputError: a weight that cannot be read or is not finite.
+    """
+    spec = weights.recognised.spec
+    pieces = list(_pieces(spec, len(weights.plan.blocks), max_prompt))
+    lowered: dict[str, Delegated] = {}
+    part_of_key: dict[str, str] = {}
+    pool = ThreadPoolExecutor(1)
+    try:
+        made = {piece.prefix: pool.submit(_constants, weights, _places(weights, piece, spec)) for piece in pieces}
+        table = pool.submit(_weight, weights, EMBEDDING)
+        for number, piece in enumerate(pieces):
+            say(f"lowering piece {number + 1} of {len(pieces)}")
+            constants = made.pop(piece.prefix).result()
+            places = _places(weights, piece, spec)
+            precisions = {
+                name: weights.matrices[place.source].precision
+                for name, place in places.items()
+                if place.source in weights.matrices
+            }
+            template = _template(piece.shape(), spec, tuple(precisions.items()))
+            lowered[piece.prefix] = instantiate(template, constants)
+            for name, place in places.items():
+                part_of_key.update((constant.key, weights.part_of(place.source)) for constant in constants[name])
+        return LoweredPieces(lowered, part_of_key, table.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@functools.cache
+def _template(piece: _Piece, spec: DecoderSpec, precisions: tuple[tuple[str, Precision], ...]) -> Template:
+    """The template of every piece of one shape; a lowering takes seconds whatever the size."""
+    return lower_template(for_xnnpack(_empty(piece, spec)), dict(precisions), piece.takes, piece.gives, piece.max_prompt)
+
+
+def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
+    with torch.device("meta"):
+        return piece.kind(spec)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a parameter of a piece holds: a weight of the graph, or some of its rows."""
+
+    source: str
+    rows: slice | None = None
+
+
+def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, _Place]:
+    """Parameter of a piece -> what it holds. Query, key and value are rows of one weight, "qkv"."""
+    places = {}
+    for name, _ in _empty(piece, spec).named_parameters():
+        joined, _, rest = name.partition(".")
+        if joined == "qkv":
+            number, _, kind = rest.partition(".")
+            places[name] = _Place(f"{piece.prefix}qkv.{kind}", qkv_rows(spec)[int(number)])
+        else:
+            places[name] = _Place(weights.source_of(piece.prefix + name))
+    return places
+
+
+def _constants(weights: ModelWeights, places: dict[str, _Place]) -> dict[str, tuple[Constant, ...]]:
+    whole = {source: _weight(weights, source) for source in {place.source for place in places.values()}}
+    return {
+        name: constants_of(whole[place.source] if place.rows is None else whole[place.source][place.rows])
+        for name, place in places.items()
+    }
+
+
+def _weight(weights: ModelWeights, name: str) -> Weight:
+    if name in weights.matrices and weights.matrices[name].precision.bits < 32:
+        return weights.quantized(name)
+    return weights.float32(name)
