@@ -5,8 +5,8 @@ stored blocks) and its unshared twin (2N executions of 2N stored blocks, no two 
 exported with `mobile-export pte` where its folder in --work lacks a model.pte, then measured in a process of its own
 (measure_pte.py), in turn: A B C A B C ..., at one thread and at two.
 
-    python -m benchmarks.sharing --work /tmp/sharing
-    python -m benchmarks.sharing --work /tmp/sharing --stock stock.pte      with the stock path's file in the same run
+    python -m benchmarks.sharing --work work/sharing
+    python -m benchmarks.sharing --work work/sharing --stock stock.pte      with the stock path's file in the same run
 
 Ratios are medians over the rounds of model / base, so a slow moment of the machine, which hits a whole round, cancels.
 """

@@ -3,7 +3,7 @@
 Bytes do not vary, so each recipe is exported once.
 
     python -m benchmarks.sizes                       exports smollm2-135m by w4, w8 and w4-all into a temporary folder
-    python -m benchmarks.sizes --work /tmp/sizes     keeps the exports, and uses those that are there
+    python -m benchmarks.sizes --work work/sizes     keeps the exports, and uses those that are there
 """
 
 from __future__ import annotations

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 # Two test processes on two cores. ExecuTorch's attention (OpenMP) and XNNPACK's pool would fight for them on top.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, which is after this file
+
+# A deadline measures the neighbour's load, not our code; CI draws the same examples for the same commit.
+settings.register_profile("mobile-export", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("mobile-export")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

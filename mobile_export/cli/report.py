@@ -61,7 +61,7 @@ def _outside(operators: dict[str, int]) -> str:
 
 def _verified(manifest: Manifest) -> str:
     if manifest.verification is None:
-        return "verified not: --no-verify"
+        return "verified no: skipped by --no-verify"
     checks = manifest.verification.checks
     rows = [(c.name, f"{c.measured:.1e}", f"{c.limit:.1e}", "yes" if c.passed else "NO") for c in checks]
     outcome = "passed" if manifest.verification.passed else "FAILED"

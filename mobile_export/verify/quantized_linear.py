@@ -13,18 +13,30 @@ class DynamicInt8Linear(nn.Module):
 
     Sums of int8 codes are exact in a kernel; here they are float32 over float32 weights, so the two agree to float32
     rounding, except where that rounding moves an activation of a later layer to its neighbouring code.
+    Holds a byte a weight; the float32 matrix exists while it is multiplied with.
     """
 
-    weight: torch.Tensor
     bias: torch.Tensor | None
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.dequantized())
+        self.weight = weight
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(quantize_dequantize_rows(x), self.weight, self.bias)
+        return nn.functional.linear(quantize_dequantize_rows(x), self.weight.dequantized(), self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """Rows of codes * scales. tokens int64 [1, T] -> float32 [1, T, hidden]."""
+
+    def __init__(self, table: QuantizedWeight) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        rows = QuantizedWeight(self.table.codes[tokens[0]], self.table.scales[tokens[0]], self.table.precision)
+        return rows.dequantized()[None]
 
 
 def quantize_dequantize_rows(x: torch.Tensor) -> torch.Tensor:

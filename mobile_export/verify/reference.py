@@ -12,7 +12,7 @@ from torch import nn
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
 from mobile_export.quantize.weights import EMBEDDING, ModelWeights
-from mobile_export.verify.quantized_linear import DynamicInt8Linear, quantize_dequantize_rows
+from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding, quantize_dequantize_rows
 
 
 class Int8CacheAttention(PlainAttention):
@@ -26,7 +26,7 @@ class Int8CacheAttention(PlainAttention):
 def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
     """A Decoder in float32 that computes with the recipe's codes, scales and int8 activations.
 
-    It holds every weight as float32: 4 bytes a parameter.
+    It holds a byte a quantized parameter, and four a float32 one.
     """
     spec, plan = weights.recognised.spec, weights.plan
     blocks = []
@@ -43,7 +43,7 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
         spec,
         plan.schedule,
         context,
-        embedding=nn.Embedding.from_pretrained(_table(weights)),
+        embedding=_embedding(weights),
         blocks=blocks,
         attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
         head=head,
@@ -64,10 +64,10 @@ def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
             piece.set_submodule(name, DynamicInt8Linear(weight, module.bias))
 
 
-def _table(weights: ModelWeights) -> torch.Tensor:
+def _embedding(weights: ModelWeights) -> nn.Module:
     if weights.matrices[EMBEDDING].precision.bits == 32:
-        return weights.float32(EMBEDDING)
-    return weights.quantized(EMBEDDING).dequantized()
+        return nn.Embedding.from_pretrained(weights.float32(EMBEDDING))
+    return QuantizedEmbedding(weights.quantized(EMBEDDING))
 
 
 def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
