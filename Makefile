@@ -11,8 +11,8 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | column -t -s '|'
 
 demo: .venv/installed ## export SmolLM2-135M to build/smollm2-135m, verify it, report, generate a sentence
+	$(BIN)/mobile-export inspect smollm2-135m
 	$(BIN)/mobile-export pte smollm2-135m --out build/smollm2-135m
-	$(BIN)/mobile-export inspect build/smollm2-135m
 	$(BIN)/mobile-export generate build/smollm2-135m "The capital of France is"
 
 test: .venv/installed-test ## every test, on two processes: one for each core of the CI machine

@@ -138,7 +138,10 @@ def _decide_tie(tensors: Mapping[str, StoredTensor], recognised: Recognised, war
     said = flag[0] if flag else ""
     if "head.linear.weight" not in recognised.weights:
         if flag and not flag[1]:
-            warnings.append(f"{said}, but the file holds no head tensor: the embedding serves as the head")
+            warnings.append(
+                f"{said}, but the file holds no head tensor: the embedding serves as the head "
+                "(so MobileLLM saves it; one trained with layer sharing needs --schedule immediate besides)"
+            )
         return True, "no head tensor in the file"
     embedding = tensors[recognised.weights["embedding.weight"].tensors[0]]
     head = tensors[recognised.weights["head.linear.weight"].tensors[0]]

@@ -14,7 +14,7 @@ from tiny_checkpoints import llama_tensors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobile_export.cli import run
-from mobile_export.emit.executorch.pieces import constants_of, qkv_rows
+from mobile_export.emit.executorch.pieces import constants_of
 from mobile_export.quantize.weights import EMBEDDING
 from mobile_export.verify.pte_runtime import PteRuntime
 
@@ -120,9 +120,7 @@ def test_every_payload_lies_in_the_file_once(recipe):
     weights = weights_of(source, recipe)
     for name in weights.matrices:
         values = weights.float32(name) if recipe == "fp32" else weights.quantized(name)
-        rows = qkv_rows(weights.recognised.spec) if "qkv" in name else (slice(None),)
-        for part in rows:  # query, key and value are linears of their own, with the joined matrix's codes
-            assert file.count(constants_of(values[part])[0].data) == 1, name
+        assert file.count(constants_of(values)[0].data) == 1, name
 
 
 def test_a_head_of_its_own_is_stored_beside_the_embedding():

@@ -398,7 +398,8 @@ NO_HEAD = "no head tensor in the file"
         ("none", True, True, NO_HEAD, None),
         ("none", None, True, NO_HEAD, None),
         ("none", False, True, NO_HEAD,
-         "tie_word_embeddings: false, but the file holds no head tensor: the embedding serves as the head"),
+         "tie_word_embeddings: false, but the file holds no head tensor: the embedding serves as the head "
+        "(so MobileLLM saves it; one trained with layer sharing needs --schedule immediate besides)"),
         ("equal", True, True, EQUAL, None),
         ("equal", None, True, EQUAL, None),
         ("equal", False, True, EQUAL,
@@ -455,7 +456,10 @@ def test_mobilellms_share_embedding_builds_no_head(tmp_path, share, head, tied, 
 def test_mobilellm_without_share_embedding_and_without_a_head(tmp_path):
     found = plan(edit_config(write_mobilellm(tmp_path), share_embedding=False))
     assert found.tied
-    assert found.warnings == ("share_embedding: false, but the file holds no head tensor: the embedding serves as the head",)
+    assert found.warnings == (
+        "share_embedding: false, but the file holds no head tensor: the embedding serves as the head "
+        "(so MobileLLM saves it; one trained with layer sharing needs --schedule immediate besides)",
+    )
 
 
 def test_a_hub_mobilellm_that_leaves_the_flag_out_shares(tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from mobile_export import __version__
 from mobile_export.cli import generate, inspect, pte, recipes, verify
 from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
@@ -18,14 +19,32 @@ ClickException: type[Exception] = next(kind for kind in typer.BadParameter.__mro
 
 app = typer.Typer(
     name="mobile-export",
-    help="Take a trained language model to a phone: quantized, one copy of every weight, checked.\n\n"
-    "Example: mobile-export pte smollm2-135m --out out",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mobile-export {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take a trained language model to a phone: quantized, one copy of every weight, checked.
+
+    Example: mobile-export pte smollm2-135m --out out
+    """
+
+
 app.command("pte")(pte.pte)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)

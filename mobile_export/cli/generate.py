@@ -34,5 +34,6 @@ def generate(
 
         found = generate_text(folder, manifest, prompt, max_new_tokens, temperature, chat=chat)
     done()
-    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else found.text)
+    said = found.new_text.strip() if chat else found.text
+    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else said)
     return 0

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobile_export.cli.options import JsonOption, RecipeOption, ScheduleOption
+from mobile_export.cli.options import JsonOption, ScheduleOption
 from mobile_export.cli.say import done, say, table, warn
+from mobile_export.errors import UsageError
 from mobile_export.manifest import NAME as MANIFEST
 from mobile_export.manifest import read_manifest
 from mobile_export.units import counted, mebibytes, megabytes
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 def inspect(
     what: Annotated[str, typer.Argument(metavar="CHECKPOINT|ARTIFACT", help="A checkpoint as for `pte`, or an artifact.")],
-    recipe: RecipeOption = "w4",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="A recipe's name, or a TOML file, for the last column. Default: w4.", show_default=False),
+    ] = None,
     schedule: ScheduleOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -33,6 +37,9 @@ def inspect(
     if (path / MANIFEST).is_file() or path.suffix in (".pte", ".onnx", ".mlpackage"):
         from mobile_export.cli.report import report
 
+        if recipe or schedule:
+            option = "--recipe" if recipe else "--schedule"
+            raise UsageError(option, f"{what} is an artifact, its recipe and schedule are settled", f"leave {option} out")
         manifest = read_manifest(path)
         folder = path if path.is_dir() else path.parent
         typer.echo(json.dumps(dataclasses.asdict(manifest)) if as_json else report(manifest, folder))
@@ -40,7 +47,7 @@ def inspect(
     say("reading the checkpoint")
     from mobile_export.cli.steps import prepare
 
-    weights = prepare(what, recipe, schedule)
+    weights = prepare(what, recipe or "w4", schedule)
     done()
     for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
         warn(line)
@@ -103,7 +110,8 @@ def page(weights: ModelWeights, facts: dict[str, Any]) -> str:
             f"feed-forward {spec.intermediate_size}, vocabulary {spec.vocab_size:,}, "
             f"{spec.max_position_embeddings:,} positions",
             f"licence    {weights.checkpoint.licence or 'not stated'}",
-            f"parameters {facts['parameters_stored']:,} stored, {facts['parameters_executed']:,} with nothing shared; "
+            f"parameters {facts['parameters_stored']:,} stored, {facts['parameters_executed']:,} with head and "
+            f"repeated blocks written out; "
             f"the embedding holds {100 * facts['embedding_share']:.1f} % of the stored ones",
             f"head       {'tied to the embedding' if plan.tied else 'of its own'} ({plan.tied_evidence})",
             f"schedule   {counted(len(plan.blocks), 'block')} stored, {counted(len(plan.schedule), 'execution')} ({order})",

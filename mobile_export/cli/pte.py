@@ -43,6 +43,8 @@ def pte(
         raise UsageError(f"--attention {attention}", "no such attention", "write custom or core")
     if kv not in (None, "float32", "int8"):
         raise UsageError(f"--kv {kv}", "no such cache", "write float32 or int8")
+    if kv == "int8" and attention == "core":
+        raise UsageError("--kv int8", "core attention keeps a float32 cache", "use --attention custom")
     say("reading the checkpoint")
     from mobile_export.cli.steps import prepare
     from mobile_export.emit.artifact import check_out, new_artifact

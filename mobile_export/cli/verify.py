@@ -16,6 +16,7 @@ from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
 from mobile_export.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
+    from mobile_export.families.spec import DecoderSpec
     from mobile_export.quantize.weights import ModelWeights
     from mobile_export.verify.verdict import Verification
 
@@ -43,6 +44,7 @@ def verify(
 
         checkpoint = open_checkpoint(against)
         recognised = recognise(checkpoint)
+        _check_source(folder, manifest, recognised.spec, against)
         plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
         weights = ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"))
         found = verified(folder, manifest, weights)
@@ -59,6 +61,15 @@ def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verific
     from mobile_export.verify.pte import verify_pte
 
     return verify_pte(folder / manifest.file, weights, manifest.metadata, manifest.max_prompt)
+
+
+def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec, against: str) -> None:
+    """Refuse a checkpoint of another shape; its values are what verification compares."""
+    given = json.loads(json.dumps(dataclasses.asdict(spec)))
+    differs = next((name for name in given if given[name] != manifest.spec.get(name)), None)
+    if differs:
+        what = f"was made from a model with {differs} {manifest.spec.get(differs)}, {against} has {given[differs]}"
+        raise InputError(str(folder), what, f"verify it against {manifest.source}, which it was made from")
 
 
 def _check_file(folder: Path, manifest: Manifest) -> None:

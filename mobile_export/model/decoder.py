@@ -93,11 +93,9 @@ class Decoder(nn.Module):
     embedding: tokens int64 [1, T] -> [1, T, hidden]; blocks: stored ones; head: as Head.
     attend: called as attend(slot, query, key, value, start) with query [1, T, heads, head_dim], key and value
         [1, T, kv_heads, head_dim], rotated; it keeps slot's cache and gives [1, T, heads, head_dim].
-    context: rows of the rotary tables: start + T may not exceed it.
+    rotary: called as rotary(start, T), gives what the blocks take as cos and sin.
+    context: start + T may not exceed it.
     """
-
-    cos: torch.Tensor
-    sin: torch.Tensor
 
     def __init__(
         self,
@@ -107,16 +105,14 @@ class Decoder(nn.Module):
         *,
         embedding: nn.Module,
         blocks: Iterable[Block],
+        rotary: nn.Module,
         attend: nn.Module,
         head: nn.Module,
     ) -> None:
         super().__init__()
         self.spec, self.schedule, self.context = spec, schedule, context
-        self.embedding, self.attend, self.head = embedding, attend, head
+        self.embedding, self.rotary, self.attend, self.head = embedding, rotary, attend, head
         self.blocks = nn.ModuleList(blocks)
-        cos, sin = rope_tables(spec.rope, context)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         """Run tokens int64 [1, T] that follow `start` int64 [1] cached positions; logits float32 [1, 1, vocab] of the last."""
@@ -128,7 +124,7 @@ class Decoder(nn.Module):
         position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
-        cos, sin = (table.narrow(0, position, length)[None, :, None] for table in (self.cos, self.sin))
+        cos, sin = self.rotary(position, length)
         x = self.embedding(tokens)
         for slot, stored in enumerate(self.schedule):
             block = cast("Block", self.blocks[stored])
@@ -146,8 +142,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat((second, first), dim=-1) * sin
 
 
-def rope_tables(rope: RopeSpec, context: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of every position, float32 [context, head_dim]: both halves, the first half's sin negated."""
-    angle = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(rope.inverse_frequencies))
-    cos, sin = angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+class RotaryTables(nn.Module):
+    """cos and sin of every position: both halves of a head, the first half's sin negated."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, rope: RopeSpec, context: int) -> None:
+        super().__init__()
+        angle = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(rope.inverse_frequencies))
+        cos, sin = angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
+        self.register_buffer("cos", torch.cat((cos, cos), dim=-1))
+        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1))
+
+    def forward(self, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows from `start` on, each [1, T, 1, head_dim]."""
+        return self.cos.narrow(0, start, length)[None, :, None], self.sin.narrow(0, start, length)[None, :, None]

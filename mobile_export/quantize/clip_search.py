@@ -31,10 +31,6 @@ class QuantizedWeight:
     scales: torch.Tensor
     precision: Precision
 
-    def __getitem__(self, rows: slice) -> QuantizedWeight:
-        """Some rows: a joined matrix's parts, each with the codes and scales it has within the whole."""
-        return QuantizedWeight(self.codes[rows], self.scales[rows], self.precision)
-
     def dequantized(self) -> torch.Tensor:
         """float32 (out_features, in_features)."""
         return (self.codes.view(*self.scales.shape, -1) * self.scales[..., None]).view(self.codes.shape)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mobile_export.model.attention import PlainAttention
-from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head, RotaryTables
 from mobile_export.quantize.weights import EMBEDDING, ModelWeights
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding, quantize_dequantize_rows
 
@@ -45,6 +45,7 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
         context,
         embedding=_embedding(weights),
         blocks=blocks,
+        rotary=RotaryTables(spec.rope, context),
         attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
         head=head,
     ).eval()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mobile_export.emit.executorch.lowering import Delegated, Shape, Template, instantiate, lower_template
-from mobile_export.emit.executorch.pieces import Constant, RotatedAttentionInput, Weight, constants_of, for_xnnpack, qkv_rows
+from mobile_export.emit.executorch.pieces import Constant, JoinedAttentionInput, Weight, constants_of, for_xnnpack
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.decoder import FeedForward, Head
 from mobile_export.quantize.recipe import Precision
@@ -35,11 +35,10 @@ class _Piece:
 
 
 def _pieces(spec: DecoderSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
-    stream, rotary = (spec.hidden_size,), (1, spec.head_dim)
-    query, value = (spec.num_attention_heads, spec.head_dim), (spec.num_key_value_heads, spec.head_dim)
+    stream, query = (spec.hidden_size,), (spec.num_attention_heads, spec.head_dim)
+    joined = (spec.num_attention_heads + 2 * spec.num_key_value_heads, spec.head_dim)
     for i in range(blocks):
-        takes = (stream, rotary, rotary)
-        yield _Piece(f"blocks.{i}.attention.", RotatedAttentionInput, takes, (query, value, value), max_prompt)
+        yield _Piece(f"blocks.{i}.attention.", JoinedAttentionInput, (stream, joined, joined), (joined,), max_prompt)
         yield _Piece(f"blocks.{i}.ffn.", FeedForward, (stream, query), (stream,), max_prompt)
     yield _Piece("head.", Head, (stream,), ((spec.vocab_size,),), 1)
 
@@ -78,15 +77,11 @@ def lower_pieces(weights: ModelWeights, max_prompt: int, say: Callable[[str], No
             say(f"lowering piece {number + 1} of {len(pieces)}")
             constants = made.pop(piece.prefix).result()
             places = _places(weights, piece, spec)
-            precisions = {
-                name: weights.matrices[place.source].precision
-                for name, place in places.items()
-                if place.source in weights.matrices
-            }
+            precisions = {name: weights.matrices[s].precision for name, s in places.items() if s in weights.matrices}
             template = _template(piece.shape(), spec, tuple(precisions.items()))
             lowered[piece.prefix] = instantiate(template, constants)
-            for name, place in places.items():
-                part_of_key.update((constant.key, weights.part_of(place.source)) for constant in constants[name])
+            for name, source in places.items():
+                part_of_key.update((constant.key, weights.part_of(source)) for constant in constants[name])
         return LoweredPieces(lowered, part_of_key, table.result())
     finally:
         pool.shutdown(cancel_futures=True)
@@ -103,33 +98,13 @@ def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
         return piece.kind(spec)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What a parameter of a piece holds: a weight of the graph, or some of its rows."""
-
-    source: str
-    rows: slice | None = None
+def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, str]:
+    """Parameter of a piece -> the weight it reads."""
+    return {name: weights.source_of(piece.prefix + name) for name, _ in _empty(piece, spec).named_parameters()}
 
 
-def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, _Place]:
-    """Parameter of a piece -> what it holds. Query, key and value are rows of one weight, "qkv"."""
-    places = {}
-    for name, _ in _empty(piece, spec).named_parameters():
-        joined, _, rest = name.partition(".")
-        if joined == "qkv":
-            number, _, kind = rest.partition(".")
-            places[name] = _Place(f"{piece.prefix}qkv.{kind}", qkv_rows(spec)[int(number)])
-        else:
-            places[name] = _Place(weights.source_of(piece.prefix + name))
-    return places
-
-
-def _constants(weights: ModelWeights, places: dict[str, _Place]) -> dict[str, tuple[Constant, ...]]:
-    whole = {source: _weight(weights, source) for source in {place.source for place in places.values()}}
-    return {
-        name: constants_of(whole[place.source] if place.rows is None else whole[place.source][place.rows])
-        for name, place in places.items()
-    }
+def _constants(weights: ModelWeights, places: dict[str, str]) -> dict[str, tuple[Constant, ...]]:
+    return {name: constants_of(_weight(weights, source)) for name, source in places.items()}
 
 
 def _weight(weights: ModelWeights, name: str) -> Weight:

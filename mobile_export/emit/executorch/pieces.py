@@ -18,7 +18,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 )
 
 from mobile_export.families.spec import DecoderSpec
-from mobile_export.model.decoder import RmsNorm
+from mobile_export.model.decoder import RmsNorm, RotaryTables
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
 
@@ -46,42 +46,52 @@ class RmsNormAsProduct(nn.Module):
         return x * torch.rsqrt(F.linear(x * x, self.mean_row, self.eps)) * self.weight
 
 
-class RotatedAttentionInput(nn.Module):
-    """AttentionInput with query, key and value each from its own rows of the joined matrix, for a delegate to take whole.
+class JoinedAttentionInput(nn.Module):
+    """AttentionInput up to the split: [1, T, heads + 2 * kv_heads, head_dim], query and key rotated, value as it is.
 
-    A slice of a tensor whose length is dynamic would stay outside the delegate. So the joined product is three, and the
-    halves of a head are swapped by a product with a permutation.
+    A slice of a tensor of dynamic length would stay outside the delegate, so the halves of a head are swapped by a product
+    with a permutation, and value is rotated by no angle: cos and sin come for every head (JoinedRotaryTables).
     """
 
     swap: torch.Tensor
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.head_dim = spec.head_dim
-        self.heads = (spec.num_attention_heads, spec.num_key_value_heads, spec.num_key_value_heads)
+        self.heads, self.head_dim = spec.num_attention_heads + 2 * spec.num_key_value_heads, spec.head_dim
         self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
-        sizes = (rows.stop - rows.start for rows in qkv_rows(spec))
-        self.qkv = nn.ModuleList(nn.Linear(spec.hidden_size, size, bias=spec.qkv_bias) for size in sizes)
+        self.qkv = nn.Linear(spec.hidden_size, spec.qkv_size, bias=spec.qkv_bias)
         order = torch.arange(spec.head_dim, device="cpu").roll(spec.head_dim // 2)
         self.register_buffer("swap", torch.eye(spec.head_dim, device="cpu")[order])
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        y = self.norm(x)
-        query, key, value = (
-            linear(y).view(1, -1, heads, self.head_dim) for linear, heads in zip(self.qkv, self.heads, strict=True)
-        )
-        return self.rotated(query, cos, sin), self.rotated(key, cos, sin), value
-
-    def rotated(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """As model.decoder.rotate."""
-        return x * cos + F.linear(x, self.swap) * sin
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        joined = self.qkv(self.norm(x)).view(1, -1, self.heads, self.head_dim)
+        return joined * cos + F.linear(joined, self.swap) * sin
 
 
-def qkv_rows(spec: DecoderSpec) -> tuple[slice, slice, slice]:
-    """The rows of the joined projection that make query, key and value."""
-    query = spec.attended_size
-    key = query + spec.num_key_value_heads * spec.head_dim
-    return slice(0, query), slice(query, key), slice(key, spec.qkv_size)
+class JoinedRotaryTables(RotaryTables):
+    """RotaryTables for JoinedAttentionInput: cos and sin [1, T, heads + 2 * kv_heads, head_dim], 1 and 0 for value."""
+
+    def __init__(self, spec: DecoderSpec, context: int) -> None:
+        super().__init__(spec.rope, context)
+        self.rotated, self.plain = spec.num_attention_heads + spec.num_key_value_heads, spec.num_key_value_heads
+
+    def forward(self, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = super().forward(start, length)
+        size = (1, length, self.rotated, cos.shape[-1])
+        ones = cos.new_ones(1, length, self.plain, cos.shape[-1])
+        return torch.cat((cos.expand(size), ones), dim=2), torch.cat((sin.expand(size), ones * 0), dim=2)
+
+
+class SplitHeads(nn.Module):
+    """A lowered JoinedAttentionInput in AttentionInput's place: gives query, key and value apart."""
+
+    def __init__(self, joined: nn.Module, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.joined = joined
+        self.sizes = (spec.num_attention_heads, spec.num_key_value_heads, spec.num_key_value_heads)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.joined(x, cos, sin).split(self.sizes, dim=2)
 
 
 def for_xnnpack(piece: nn.Module) -> nn.Module:

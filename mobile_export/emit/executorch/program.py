@@ -22,7 +22,7 @@ from mobile_export.emit.executorch.delegates import lower_pieces
 from mobile_export.emit.executorch.embedding import gather
 from mobile_export.emit.executorch.lowering import EDGE
 from mobile_export.emit.executorch.metadata import constant_methods
-from mobile_export.emit.executorch.pieces import SCALE, as_bytes, digest
+from mobile_export.emit.executorch.pieces import SCALE, JoinedRotaryTables, SplitHeads, as_bytes, digest
 from mobile_export.emit.executorch.segments import assemble, count_calls, named_bytes
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
@@ -79,16 +79,21 @@ def build_program(
     attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
     pieces = lower_pieces(weights, options.max_prompt, say)
     delegates = pieces.delegates
+    rotary = JoinedRotaryTables(spec, options.max_context)
     decoder = Decoder(
         spec,
         plan.schedule,
         options.max_context,
         embedding=gather(pieces.table),
-        blocks=[Block(delegates[f"blocks.{i}.attention."], delegates[f"blocks.{i}.ffn."]) for i in range(len(plan.blocks))],
+        blocks=[
+            Block(SplitHeads(delegates[f"blocks.{i}.attention."], spec), delegates[f"blocks.{i}.ffn."])
+            for i in range(len(plan.blocks))
+        ],
+        rotary=rotary,
         attend=attend,
         head=delegates["head."],
     )
-    positions = decoder.cos.nbytes + decoder.sin.nbytes
+    positions = rotary.cos.nbytes + rotary.sin.nbytes
     part_of_key = pieces.part_of_key
     of_delegates = {key.removeprefix(SCALE) for key in part_of_key}  # a tied table's gather finds its codes among them
     gathered = sum(b.nbytes for b in decoder.embedding.buffers() if digest(as_bytes(b)) not in of_delegates)
