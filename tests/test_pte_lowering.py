@@ -151,3 +151,16 @@ def test_a_program_that_is_none_does_not_load(tmp_path):
     (tmp_path / "model.pte").write_bytes(b"ET12" * 1000)
     with pytest.raises(InputError, match="ExecuTorch does not load it"):
         PteRuntime(tmp_path / "model.pte")
+
+
+def test_without_transformers_the_float32_oracle_is_our_own_decoder_and_says_so(monkeypatch):
+    from mobile_export.verify import oracle
+
+    weights = weights_of(checkpoint(), recipe="fp32")
+    named, stock = oracle.float32_oracle(weights, CONTEXT)
+    assert named == "transformers in float32"
+    monkeypatch.setattr(oracle.importlib.util, "find_spec", lambda name: None)
+    said, own = oracle.float32_oracle(weights, CONTEXT)
+    assert "transformers is not installed" in said
+    tokens = [5, 17, 40, 3]
+    assert (own(tokens) - stock(tokens)).abs().max() <= 1e-5 * stock(tokens).abs().max()
