@@ -77,6 +77,7 @@ class Manifest:
     matrices: graph name -> precision in words, for every matrix.
     outside_delegates: operator -> calls a step, as the program lists them.
     delegates: entries in the file; delegate_calls: calls a step.
+    adds_bos: a text that is no chat turn begins with bos_id.
     verification: None where it was skipped.
     """
 
@@ -108,6 +109,7 @@ class Manifest:
     metadata: dict[str, Any]
     tokenizer_files: list[str]
     bos_id: int | None
+    adds_bos: bool
     eos_ids: list[int]
     versions: dict[str, str]
     warnings: list[str]

@@ -15,8 +15,10 @@ from mobile_export.emit.artifact import check_out, new_artifact
 from mobile_export.errors import MissingTool, UsageError
 
 # What a run does, as a process of its own: it says "half" in the middle of its work and waits to be ended.
+# Ctrl-C is what it is at a terminal: a shell's background jobs, and so tests run in one, inherit it ignored.
 RUN = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from mobile_export.emit.artifact import new_artifact
 {before}

@@ -57,6 +57,7 @@ MANIFEST = Manifest(
     metadata={"get_max_context_len": 256, "get_eos_ids": [2]},
     tokenizer_files=["tokenizer.json"],
     bos_id=1,
+    adds_bos=True,
     eos_ids=[2],
     versions={"torch": "2.13.0"},
     warnings=["one"],

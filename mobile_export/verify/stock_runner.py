@@ -53,7 +53,7 @@ def generate_text(
         echo=False,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
-        num_bos=0 if chat else int(_adds_bos(folder)),  # a chat template writes its own
+        num_bos=0 if chat else int(manifest.adds_bos),  # a chat template writes its own
     )
     try:
         runner = TextLLMRunner(str(folder / manifest.file), str(tokenizer))
@@ -105,12 +105,6 @@ def _eos_texts(folder: Path, eos_ids: list[int]) -> set[str]:
         return {"</s>"}
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
     return {token["content"] for token in added if token["id"] in eos_ids}
-
-
-def _adds_bos(folder: Path) -> bool:
-    """Whether the tokenizer begins every text with its BOS: as its config says; LlamaTokenizer's own default is yes."""
-    said = _tokenizer_config(folder).get("add_bos_token")
-    return said if isinstance(said, bool) else not (folder / "tokenizer.json").is_file()
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def write_artifact(
         metadata=constant_methods(spec, plan, options, checkpoint.bos_id, checkpoint.eos_ids),
         tokenizer_files=sorted(tokenizer_files),
         bos_id=checkpoint.bos_id,
+        adds_bos=checkpoint.tokenizer is not None and checkpoint.tokenizer.adds_bos,
         eos_ids=list(checkpoint.eos_ids),
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
         warnings=[*checkpoint.warnings, *plan.warnings],
