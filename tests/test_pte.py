@@ -231,6 +231,8 @@ def test_metadata_methods_are_what_the_stock_runner_reads():
 def test_a_sentencepiece_only_checkpoint_generates(capsys):
     folder = artifact(checkpoint("mobilellm", layer_sharing=True, form="bin"), "--recipe", "fp32")
     assert "tokenizer.model" in manifest(folder)["tokenizer_files"]
+    assert manifest(folder)["adds_bos"], "LlamaTokenizer's own default"
+    assert not manifest(artifact(checkpoint()))["adds_bos"], "the tiny tokenizer.json has no post-processor"
     capsys.readouterr()
     assert run(["generate", str(folder), "a", "--max-new-tokens", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["new_tokens"] <= 3
