@@ -12,14 +12,14 @@ from pydantic.dataclasses import dataclass
 
 from mobile_export.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = "manifest.json"
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True, config=STRICT)
-class SourceFile:
-    """A file the artifact was made from."""
+class FileDigest:
+    """A file, of the checkpoint or of the artifact."""
 
     name: str
     bytes: int
@@ -66,17 +66,50 @@ class Verified:
 
 
 @dataclass(frozen=True, config=STRICT)
+class PteGraph:
+    """What only a .pte has.
+
+    max_prompt: most tokens in one call. attention: "custom" or "core".
+    outside_delegates: operator -> calls a step, as the program lists them.
+    delegates: entries in the file; delegate_calls: calls a step.
+    metadata: constant method -> value.
+    """
+
+    max_prompt: int
+    attention: str
+    outside_delegates: dict[str, int]
+    delegates: int
+    delegate_calls: int
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, config=STRICT)
+class OnnxGraph:
+    """What only an ONNX model has.
+
+    activations: "float32" or "float16". all_logits: of every position, not of the last alone.
+    operators: operator -> nodes.
+    minimum_onnxruntime: the first version that runs it; one_copy_onnxruntime: that packs a shared block once, too.
+    """
+
+    activations: str
+    all_logits: bool
+    operators: dict[str, int]
+    minimum_onnxruntime: str
+    one_copy_onnxruntime: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class Manifest:
     """One artifact.
 
-    file: the artifact's file within its folder; file_sha256 its digest.
+    format: "pte" or "onnx". files: the artifact's files within its folder, the one to load first.
     source: the checkpoint as named by the user; source_files what was read of it.
     spec, sharing, recipe: DecoderSpec, SharingPlan and Recipe as plain values.
     requested_schedule: --schedule, where the user gave one.
     bits_per_weight: bits of all codes and scales over stored parameters.
     matrices: graph name -> precision in words, for every matrix.
-    outside_delegates: operator -> calls a step, as the program lists them.
-    delegates: entries in the file; delegate_calls: calls a step.
+    pte, onnx: what only that format has; None for the others.
     adds_bos: a text that is no chat turn begins with bos_id.
     verification: None where it was skipped.
     """
@@ -84,29 +117,23 @@ class Manifest:
     schema_version: int
     tool: str
     format: str
-    file: str
-    file_bytes: int
-    file_sha256: str
+    files: list[FileDigest]
     source: str
-    source_files: list[SourceFile]
+    source_files: list[FileDigest]
     licence: str | None
     spec: dict[str, Any]
     sharing: dict[str, Any]
     recipe: dict[str, Any]
     requested_schedule: str | None
     max_context: int
-    max_prompt: int
-    attention: str
     stored_parameters: int
     executed_parameters: int
     bits_per_weight: float
     parts: list[Part]
     kv_cache: KvCacheSize
     matrices: dict[str, str]
-    outside_delegates: dict[str, int]
-    delegates: int
-    delegate_calls: int
-    metadata: dict[str, Any]
+    pte: PteGraph | None
+    onnx: OnnxGraph | None
     tokenizer_files: list[str]
     bos_id: int | None
     adds_bos: bool
@@ -114,6 +141,22 @@ class Manifest:
     versions: dict[str, str]
     warnings: list[str]
     verification: Verified | None
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError("files is empty")
+        if [self.pte is not None, self.onnx is not None] != [self.format == "pte", self.format == "onnx"]:
+            raise ValueError(f"format {self.format!r} does not go with what pte and onnx hold")
+
+    @property
+    def file(self) -> str:
+        """The file a runtime is given."""
+        return self.files[0].name
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all the artifact's files."""
+        return sum(file.bytes for file in self.files)
 
 
 _MANIFEST = pydantic.TypeAdapter(Manifest)
@@ -133,7 +176,7 @@ def read_manifest(artifact: Path) -> Manifest:
     folder = artifact if artifact.is_dir() else artifact.parent
     path = folder / NAME
     if not artifact.exists():
-        raise InputError(str(artifact), "no such artifact", "make one: mobile-export pte CHECKPOINT --out FOLDER")
+        raise InputError(str(artifact), "no such artifact", "make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER")
     if not path.is_file():
         raise InputError(str(artifact), f"no {NAME} beside it", "name a folder that mobile-export wrote")
     try:
@@ -149,4 +192,6 @@ def read_manifest(artifact: Path) -> Manifest:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(str(path), f"{place}: {first['msg']}", "export the artifact again") from None
+        raise InputError(
+            str(path), f"{place}: {first['msg']}" if place else first["msg"], "export the artifact again"
+        ) from None

@@ -10,10 +10,12 @@ from mobile_export.errors import InputError
 from mobile_export.manifest import (
     NAME,
     SCHEMA_VERSION,
+    FileDigest,
     KvCacheSize,
     Manifest,
+    OnnxGraph,
     Part,
-    SourceFile,
+    PteGraph,
     Verified,
     VerifiedCheck,
     read_manifest,
@@ -25,11 +27,9 @@ MANIFEST = Manifest(
     schema_version=SCHEMA_VERSION,
     tool="mobile-export 0.1.0",
     format="pte",
-    file="model.pte",
-    file_bytes=1_000_000,
-    file_sha256="ab" * 32,
+    files=[FileDigest("model.pte", 1_000_000, "ab" * 32)],
     source="modèle",
-    source_files=[SourceFile("model.safetensors", 3_000_000, "cd" * 32)],
+    source_files=[FileDigest("model.safetensors", 3_000_000, "cd" * 32)],
     licence=None,
     spec={"family": "llama", "rope": {"inverse_frequencies": [1.0, 0.1]}},
     sharing={
@@ -43,18 +43,14 @@ MANIFEST = Manifest(
     recipe={"name": "w4"},
     requested_schedule=None,
     max_context=256,
-    max_prompt=128,
-    attention="custom",
     stored_parameters=80_192,
     executed_parameters=160_320,
     bits_per_weight=4.5,
     parts=[Part("blocks", 900_000, 899_000), Part("graph", 100_000, None)],
     kv_cache=KvCacheSize("float32", 4, 1024, 262_144),
     matrices={"embedding.weight": "8-bit, per channel", "blocks.0.ffn.o.weight": "4-bit, group 32"},
-    outside_delegates={"aten.embedding.default": 1},
-    delegates=3,
-    delegate_calls=9,
-    metadata={"get_max_context_len": 256, "get_eos_ids": [2]},
+    pte=PteGraph(128, "custom", {"aten.embedding.default": 1}, 3, 9, {"get_max_context_len": 256, "get_eos_ids": [2]}),
+    onnx=None,
     tokenizer_files=["tokenizer.json"],
     bos_id=1,
     adds_bos=True,
@@ -66,6 +62,14 @@ MANIFEST = Manifest(
         passed=True,
         checks=[VerifiedCheck("prefill", 1e-7, 1e-4, "float32 sums in another order", True)],
     ),
+)
+
+ONNX = dataclasses.replace(
+    MANIFEST,
+    format="onnx",
+    files=[FileDigest("model.onnx", 1_000, "ab" * 32), FileDigest("model.onnx.data", 999_000, "cd" * 32)],
+    pte=None,
+    onnx=OnnxGraph("float32", False, {"MatMulNBits": 11}, "1.24", "1.28"),
 )
 
 
@@ -95,7 +99,7 @@ def change(artifact, **changes):
 
 @pytest.mark.parametrize(
     "manifest",
-    [MANIFEST, dataclasses.replace(MANIFEST, verification=None, bos_id=None, licence="MIT", requested_schedule="0,1,1")],
+    [MANIFEST, ONNX, dataclasses.replace(MANIFEST, verification=None, bos_id=None, licence="MIT", requested_schedule="0,1,1")],
 )
 @pytest.mark.parametrize("named", ["out", "out/model.pte"])
 def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, tmp_path, manifest, named):
@@ -106,14 +110,14 @@ def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, 
 def test_it_is_indented_json_with_the_fields_of_the_dataclass():
     text = to_json(MANIFEST)
     assert json.loads(text) == dataclasses.asdict(MANIFEST)
-    assert text.startswith('{\n  "schema_version": 1,\n')
+    assert text.startswith('{\n  "schema_version": 2,\n')
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
 def test_an_unknown_schema_version(artifact, version):
     assert refusal(change(artifact, schema_version=version)) == (
-        f"{artifact / NAME}: schema_version {version!r}, this version reads 1; "
+        f"{artifact / NAME}: schema_version {version!r}, this version reads 2; "
         "export the artifact again with this version of mobile-export"
     )
 
@@ -121,7 +125,7 @@ def test_an_unknown_schema_version(artifact, version):
 @pytest.mark.parametrize("content", ["[1]", '"manifest"', "{}", "null"])
 def test_json_that_is_no_manifest_has_no_schema_version(artifact, content):
     (artifact / NAME).write_text(content)
-    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 1; ")
+    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 2; ")
 
 
 @pytest.mark.parametrize(
@@ -159,12 +163,16 @@ def test_a_missing_key_is_named(artifact, key):
         ({"parts": {"blocks": 1}}, "parts"),
         ({"kv_cache": {"dtype": "float32"}}, "kv_cache.slots"),
         ({"eos_ids": [2, None]}, "eos_ids.1"),
+        ({"files": []}, ""),
+        ({"format": "onnx"}, ""),
+        ({"pte": None}, ""),
+        ({"onnx": dataclasses.asdict(ONNX)["onnx"]}, ""),
         ({"verification": {"oracle": "x", "passed": True, "checks": [{}]}}, "verification.checks.0.name"),
     ],
 )
 def test_a_value_that_does_not_belong_is_named_by_its_place(artifact, changes, place):
     line = refusal(change(artifact, **changes))
-    assert line.startswith(f"{artifact / NAME}: {place}: ")
+    assert line.startswith(f"{artifact / NAME}: {place}: " if place else f"{artifact / NAME}: Value error, ")
     assert line.endswith(f"; {AGAIN}")
 
 
@@ -172,7 +180,7 @@ def test_a_value_that_does_not_belong_is_named_by_its_place(artifact, changes, p
 def test_an_artifact_there_is_not(artifact, tmp_path, name):
     assert artifact.is_dir()
     assert refusal(tmp_path / name) == (
-        f"{tmp_path / name}: no such artifact; make one: mobile-export pte CHECKPOINT --out FOLDER"
+        f"{tmp_path / name}: no such artifact; make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER"
     )
 
 
@@ -198,7 +206,7 @@ def fails(capsys, *arguments):
 @pytest.mark.parametrize("verb", [("verify", "--against", "smollm2-135m"), ("generate", "once upon a time"), ("inspect",)])
 def test_every_verb_that_reads_an_artifact_says_the_same(capsys, tmp_path, verb):
     missing = str(tmp_path / "missing.pte")
-    then = "no such artifact; make one: mobile-export pte CHECKPOINT --out FOLDER"
+    then = "no such artifact; make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER"
     assert fails(capsys, verb[0], missing, *verb[1:]) == (3, f"error: {missing}: {then}")
 
 
@@ -207,7 +215,7 @@ def test_a_damaged_manifest_as_every_verb_says_it(capsys, artifact, verb):
     change(artifact, schema_version=7)
     code, line = fails(capsys, verb[0], str(artifact), *verb[1:])
     assert code == 3
-    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 1; ")
+    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 2; ")
 
 
 def test_an_artifact_whose_file_is_gone(capsys, artifact):

@@ -101,7 +101,7 @@ def test_sizes_are_what_inspect_predicts_and_add_up_to_the_file(capsys):
     assert run(["inspect", str(checkpoint()), "--json"]) == 0
     predicted = {part["name"]: part["bytes_recipe"] for part in json.loads(capsys.readouterr().out)["parts"]}
     measured = {part["name"]: part["bytes"] for part in found["parts"]}
-    assert sum(measured.values()) == found["file_bytes"] == (folder / "model.pte").stat().st_size
+    assert sum(measured.values()) == found["files"][0]["bytes"] == (folder / "model.pte").stat().st_size
     assert {name: measured[name] for name in predicted} == predicted
 
 
@@ -156,13 +156,13 @@ def test_shared_blocks_are_stored_and_packed_once():
     base = artifact(checkpoint(**wide), "--no-verify")
     shared = artifact(checkpoint(**wide), "--no-verify", "--schedule", "0,0,0,0,1,1,1,1")
     unshared = artifact(checkpoint(**wide, blocks=8), "--no-verify")
-    sizes = {f: manifest(f)["file_bytes"] for f in (base, shared, unshared)}
+    sizes = {f: manifest(f)["files"][0]["bytes"] for f in (base, shared, unshared)}
     block = next(part["bytes"] for part in manifest(base)["parts"] if part["name"] == "blocks") // 2
     graph = {f: next(p["bytes"] for p in manifest(f)["parts"] if p["name"] == "graph") for f in sizes}
     assert sizes[shared] - sizes[base] == graph[shared] - graph[base] < 60_000, "nothing but graph nodes"
     assert sizes[unshared] - sizes[base] > 6 * block
-    assert manifest(shared)["delegates"] == manifest(base)["delegates"] == 5
-    assert manifest(shared)["delegate_calls"] == 17
+    assert manifest(shared)["pte"]["delegates"] == manifest(base)["pte"]["delegates"] == 5
+    assert manifest(shared)["pte"]["delegate_calls"] == 17
     slots = manifest(shared)["kv_cache"]["bytes_at_max_context"] - manifest(base)["kv_cache"]["bytes_at_max_context"]
     resident = {f: resident_bytes(f) for f in (base, shared, unshared)}
     assert resident[shared] - resident[base] <= slots + 2_000_000

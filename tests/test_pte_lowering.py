@@ -14,6 +14,7 @@ from mobile_export.emit.executorch.lowering import instantiate, lower, lower_tem
 from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.pieces import constants_of, for_xnnpack, random_weight
 from mobile_export.emit.executorch.program import PteOptions
+from mobile_export.manifest import PteGraph
 from mobile_export.model.decoder import FeedForward
 from mobile_export.quantize import clip_search
 from mobile_export.quantize.recipe import Precision
@@ -26,7 +27,7 @@ W4 = Precision(4, 32)
 
 def verification(path: Path, weights: ModelWeights) -> Verification:
     methods = constant_methods(weights.recognised.spec, weights.plan, PteOptions(CONTEXT, PROMPT), 1, (2,))
-    return verify_pte(path, weights, methods, PROMPT)
+    return verify_pte(path, weights, PteGraph(PROMPT, "custom", {}, 0, 0, methods), CONTEXT)
 
 
 @pytest.mark.parametrize("precision", [W4, Precision(8), Precision(32)], ids=str)

@@ -1,4 +1,4 @@
-"""`mobile-export generate`: let ExecuTorch's own stock runner speak from the artifact folder alone."""
+"""`mobile-export generate`: let the format's own stock runner speak from the artifact folder alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Put PROMPT through the checkpoint's chat template.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Generate text with ExecuTorch's TextLLMRunner, from nothing but the artifact folder.
+    """Generate text with the stock runner (ExecuTorch's TextLLMRunner, or onnxruntime-genai), from the folder alone.
 
     Example: mobile-export generate out "The capital of France is"
     """
@@ -30,7 +30,10 @@ def generate(
     folder = artifact if artifact.is_dir() else artifact.parent
     say("loading")
     with without_noise(), without_stdout():
-        from mobile_export.verify.stock_runner import generate_text
+        if manifest.onnx:
+            from mobile_export.verify.genai_runner import generate_text
+        else:
+            from mobile_export.verify.executorch_runner import generate_text
 
         found = generate_text(folder, manifest, prompt, max_new_tokens, temperature, chat=chat)
     done()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobile_export.cli.say import table
+from mobile_export.emit.card import RUNTIMES, needs
 from mobile_export.manifest import Manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
@@ -24,10 +25,10 @@ def report(manifest: Manifest, folder: Path) -> str:
         for part in manifest.parts
         if part.bytes
     ]
-    parts.append(("file", f"{manifest.file_bytes:,}", ""))
+    parts += [("file" if len(manifest.files) == 1 else file.name, f"{file.bytes:,}", "") for file in manifest.files]
     return "\n".join(
         [
-            f"{folder / manifest.file}: {megabytes(manifest.file_bytes)}, recipe {manifest.recipe['name']}, "
+            f"{folder / manifest.file}: {megabytes(manifest.bytes)}, recipe {manifest.recipe['name']}, "
             f"{manifest.bits_per_weight:.2f} bits a weight",
             "",
             table(("part", "bytes", "predicted"), parts),
@@ -37,8 +38,7 @@ def report(manifest: Manifest, folder: Path) -> str:
             f"{sharing['schedule_evidence']}); head {'tied' if sharing['tied'] else 'untied'} ({sharing['tied_evidence']})",
             f"kv cache {manifest.kv_cache.dtype}, {manifest.kv_cache.bytes_per_token:,} bytes a token, "
             f"{mebibytes(manifest.kv_cache.bytes_at_max_context)} at context {manifest.max_context}",
-            f"graph    {counted(manifest.delegate_calls, 'delegate call')} a step into "
-            f"{counted(manifest.delegates, 'delegate')}; outside: {_outside(manifest.outside_delegates)}",
+            f"graph    {_graph(manifest)}",
             _verified(manifest),
         ]
     )
@@ -57,8 +57,17 @@ def precision_lines(matrices: dict[str, str]) -> list[str]:
     ]
 
 
-def _outside(operators: dict[str, int]) -> str:
-    return ", ".join(f"{name.removeprefix('aten::')} {count}" for name, count in operators.items())
+def _graph(manifest: Manifest) -> str:
+    if manifest.onnx:
+        operators = ", ".join(f"{name} {count}" for name, count in manifest.onnx.operators.items())
+        return (
+            f"{counted(sum(manifest.onnx.operators.values()), 'node')}, {manifest.onnx.activations} activations: {operators}\n"
+            f"needs    {needs(manifest.onnx)}"
+        )
+    assert manifest.pte, "a manifest has its format's facts"
+    outside = ", ".join(f"{name.removeprefix('aten::')} {count}" for name, count in manifest.pte.outside_delegates.items())
+    calls = counted(manifest.pte.delegate_calls, "delegate call")
+    return f"{calls} a step into {counted(manifest.pte.delegates, 'delegate')}; outside: {outside}"
 
 
 def _verified(manifest: Manifest) -> str:
@@ -72,7 +81,7 @@ def _verified(manifest: Manifest) -> str:
     reasons = dict.fromkeys(c.reason for c in checks if c.limit > EXACT)  # a limit this wide wants its reason beside it
     return "\n".join(
         [
-            f"verified {outcome}, by the ExecuTorch runtime against {manifest.verification.oracle}",
+            f"verified {outcome}, by {RUNTIMES[manifest.format]} against {manifest.verification.oracle}",
             "",
             table(("check", "error / largest logit", "limit", "ok"), rows),
             *(f"limits over {EXACT:g}: {reason}" for reason in reasons),

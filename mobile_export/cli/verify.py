@@ -32,7 +32,7 @@ def verify(
     """
     manifest = read_manifest(artifact)
     folder = artifact if artifact.is_dir() else artifact.parent
-    _check_file(folder, manifest)
+    _check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
         from mobile_export.checkpoint import open_checkpoint
@@ -58,9 +58,15 @@ def verify(
 
 def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verification:
     """Verify the artifact in a folder against weights made under its recipe and schedule."""
+    path = folder / manifest.file
+    if manifest.onnx:
+        from mobile_export.verify.onnx import verify_onnx
+
+        return verify_onnx(path, weights, manifest.onnx, manifest.max_context)
     from mobile_export.verify.pte import verify_pte
 
-    return verify_pte(folder / manifest.file, weights, manifest.metadata, manifest.max_prompt)
+    assert manifest.pte, "a manifest has its format's facts"
+    return verify_pte(path, weights, manifest.pte, manifest.max_context)
 
 
 def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec, against: str) -> None:
@@ -72,12 +78,13 @@ def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec, against: 
         raise InputError(str(folder), what, f"verify it against {manifest.source}, which it was made from")
 
 
-def _check_file(folder: Path, manifest: Manifest) -> None:
-    path = folder / manifest.file
-    if not path.is_file():
-        raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != manifest.file_sha256:
-        what = f"SHA-256 {digest[:12]}..., the manifest says {manifest.file_sha256[:12]}..."
-        raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for held in manifest.files:
+        path = folder / held.name
+        if not path.is_file():
+            raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != held.sha256:
+            what = f"SHA-256 {digest[:12]}..., the manifest says {held.sha256[:12]}..."
+            raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobile_export.manifest import Manifest
+from mobile_export.manifest import Manifest, OnnxGraph
 from mobile_export.units import counted, mebibytes, megabytes
 
 RUN_PTE = """\
@@ -23,6 +23,37 @@ iOS: `TextRunner(modelPath:, tokenizerPath:)` of ExecuTorch's Swift package, wit
 Start with `OMP_NUM_THREADS=1` in Python: two thread pools otherwise fight for the cores.
 """
 
+RUN_ONNX = """\
+Python, with the `onnxruntime-genai` wheel, which reads everything it needs from this folder:
+
+```python
+import onnxruntime_genai as og
+
+model = og.Model(".")
+tokenizer, parameters = og.Tokenizer(model), og.GeneratorParams(model)
+generator = og.Generator(model, parameters)
+generator.append_tokens(tokenizer.encode("Once upon a time"))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+
+Android: `com.microsoft.onnxruntime:onnxruntime-android` with onnxruntime-genai's AAR. iOS: `onnxruntime-c` with the
+`onnxruntime-genai` package. Both run it on the CPU provider; NNAPI, Core ML and QNN providers lack its operators.
+Plain onnxruntime runs it, too: feed `input_ids`, `attention_mask` and the cache, `past_key_values.N.key` and `.value`.
+Set `session.intra_op.allow_spinning` to 0 on phones, as genai_config.json does.
+"""
+RUNTIMES = {"pte": "the ExecuTorch runtime", "onnx": "onnxruntime"}
+
+
+def needs(graph: OnnxGraph) -> str:
+    """The versions of onnxruntime a model asks for, in words."""
+    if graph.one_copy_onnxruntime == graph.minimum_onnxruntime:
+        return f"onnxruntime {graph.minimum_onnxruntime} or newer"
+    return (
+        f"onnxruntime {graph.minimum_onnxruntime} or newer; {graph.one_copy_onnxruntime} or newer to pack a shared block once"
+    )
+
 
 def card(manifest: Manifest) -> str:
     """The card's Markdown."""
@@ -38,7 +69,8 @@ def card(manifest: Manifest) -> str:
         "",
         "## What it weighs",
         "",
-        f"`{manifest.file}`: {megabytes(manifest.file_bytes)}, {manifest.bits_per_weight:.2f} bits a weight.",
+        f"{' and '.join(f'`{file.name}`' for file in manifest.files)}: {megabytes(manifest.bytes)}, "
+        f"{manifest.bits_per_weight:.2f} bits a weight.",
         "",
         "| part | bytes |",
         "|---|---:|",
@@ -49,11 +81,11 @@ def card(manifest: Manifest) -> str:
         f"({sharing['tied_evidence']}).",
         f"KV cache: {manifest.kv_cache.dtype}, {counted(slots, 'slot')}, {manifest.kv_cache.bytes_per_token:,} bytes a token, "
         f"{mebibytes(manifest.kv_cache.bytes_at_max_context)} at the full context of {manifest.max_context}.",
-        f"Prompts go in calls of up to {manifest.max_prompt} tokens; stock runners cut longer ones by themselves.",
+        *_limits(manifest),
         "",
         "## How to run it",
         "",
-        RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER"),
+        RUN_ONNX if manifest.onnx else RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER"),
         "## What was checked",
         "",
         *_checks(manifest),
@@ -63,11 +95,23 @@ def card(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _limits(manifest: Manifest) -> list[str]:
+    """What a caller must keep to."""
+    if manifest.onnx:
+        return [
+            f"It needs {needs(manifest.onnx)}.",
+            "onnxruntime-genai allocates the cache for `max_length` of genai_config.json when it starts: set it no larger "
+            "than you need.",
+        ]
+    assert manifest.pte, "a manifest has its format's facts"
+    return [f"Prompts go in calls of up to {manifest.pte.max_prompt} tokens; stock runners cut longer ones by themselves."]
+
+
 def _checks(manifest: Manifest) -> list[str]:
     if manifest.verification is None:
         return ["Nothing: verification was skipped (`--no-verify`)."]
     return [
-        f"Run in the ExecuTorch runtime on the machine that exported it, against {manifest.verification.oracle}. "
+        f"Run in {RUNTIMES[manifest.format]} on the machine that exported it, against {manifest.verification.oracle}. "
         "Not run on a phone.",
         "",
         "| check | error | limit | why that limit |",

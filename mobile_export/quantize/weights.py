@@ -110,6 +110,10 @@ class ModelWeights:
             parts[self.part_of(name)] += matrix.code_bytes + matrix.scale_bytes if matrix else 4 * values
         return parts
 
+    def values_of(self, name: str) -> int:
+        """How many values a weight holds."""
+        return sum(math.prod(shape) for shape in self.sources[name].shapes)
+
     def executions_of(self, name: str) -> int:
         """How many places of the graph use a weight."""
         return _uses(name, self.plan)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from mobile_export.quantize.clip_search import QuantizedWeight
 
+Activations = Callable[[torch.Tensor], torch.Tensor]  # x [..., K] through int8 and back, as one runtime does it
+
 
 class DynamicInt8Linear(nn.Module):
-    """y = dequantize(quantize(x)) @ (codes * scales).T + bias, x quantized per token.
+    """y = dequantize(quantize(x)) @ (codes * scales).T + bias.
 
     Sums of int8 codes are exact in a kernel; here they are float32 over float32 weights, so the two agree to float32
     rounding, except where that rounding moves an activation of a later layer to its neighbouring code.
@@ -18,13 +22,13 @@ class DynamicInt8Linear(nn.Module):
 
     bias: torch.Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None, activations: Activations) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.activations = weight, activations
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(quantize_dequantize_rows(x), self.weight.dequantized(), self.bias)
+        return nn.functional.linear(self.activations(x), self.weight.dequantized(), self.bias)
 
 
 class QuantizedEmbedding(nn.Module):
@@ -52,3 +56,14 @@ def quantize_dequantize_rows(x: torch.Tensor) -> torch.Tensor:
     zero = zero.clamp(-128, 127).round()
     codes = (torch.round(x * inverse) + zero).clamp(-128, 127)
     return (codes - zero) * (1 / inverse)
+
+
+def quantize_dequantize_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
+    """Each run of `block` values of the last axis through int8: scale from its largest magnitude, no zero point.
+
+    Source: onnxruntime `core/mlas/lib/sqnbitgemm_kernel_avx512.cpp` and its siblings, `QuantizeARow_CompInt8`.
+    """
+    blocks = x.unflatten(-1, (-1, block))
+    largest = blocks.abs().amax(dim=-1, keepdim=True)
+    inverse = torch.where(largest == 0, 0.0, 127 / largest)
+    return (torch.round(blocks * inverse) * (largest / 127)).flatten(-2)

@@ -6,13 +6,37 @@ shown against transformers, in float32 (oracle.py and the tests).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
+from mobile_export.emit.onnx.blocks import block_size
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head, RotaryTables
-from mobile_export.quantize.weights import EMBEDDING, ModelWeights
-from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding, quantize_dequantize_rows
+from mobile_export.quantize.weights import EMBEDDING, MatrixPlan, ModelWeights
+from mobile_export.verify.quantized_linear import (
+    Activations,
+    DynamicInt8Linear,
+    QuantizedEmbedding,
+    quantize_dequantize_blocks,
+    quantize_dequantize_rows,
+)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is a runtime's own in computing with quantized numbers.
+
+    activations: for a matrix, how its input goes through int8 and back.
+    int8_cache: an attention whose keys and values go through int8, for recipes that keep them so.
+    """
+
+    activations: Callable[[MatrixPlan], Activations]
+    int8_cache: Callable[[], PlainAttention]
 
 
 class Int8CacheAttention(PlainAttention):
@@ -23,7 +47,15 @@ class Int8CacheAttention(PlainAttention):
         return super().forward(slot, query, key, value, start)
 
 
-def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
+EXECUTORCH = Arithmetic(lambda _: quantize_dequantize_rows, Int8CacheAttention)
+
+
+def onnxruntime_arithmetic(int8_cache: Callable[[], PlainAttention]) -> Arithmetic:
+    """onnxruntime's: activations in the blocks of the weights they meet. The cache's scales are the file's own."""
+    return Arithmetic(lambda matrix: functools.partial(quantize_dequantize_blocks, block=block_size(matrix)), int8_cache)
+
+
+def reference_decoder(weights: ModelWeights, context: int, arithmetic: Arithmetic = EXECUTORCH) -> Decoder:
     """A Decoder in float32 that computes with the recipe's codes, scales and int8 activations.
 
     It holds a byte a quantized parameter, and four a float32 one.
@@ -33,11 +65,11 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
     for number in range(len(plan.blocks)):
         with torch.device("meta"):
             block = Block(AttentionInput(spec), FeedForward(spec))
-        _fill(block, weights, f"blocks.{number}.")
+        _fill(block, weights, f"blocks.{number}.", arithmetic)
         blocks.append(block)
     with torch.device("meta"):
         head = Head(spec)
-    _fill(head, weights, "head.")
+    _fill(head, weights, "head.", arithmetic)
     quantized_cache = weights.recipe.kv.dtype == "int8"
     return Decoder(
         spec,
@@ -46,12 +78,24 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
         embedding=_embedding(weights),
         blocks=blocks,
         rotary=RotaryTables(spec.rope, context),
-        attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
+        attend=arithmetic.int8_cache() if quantized_cache else PlainAttention(),
         head=head,
     ).eval()
 
 
-def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
+@contextlib.contextmanager
+def float_activations(decoder: Decoder) -> Iterator[None]:
+    """Let a decoder compute with its quantized weights and unrounded activations."""
+    linears = [module for module in decoder.modules() if isinstance(module, DynamicInt8Linear)]
+    rounding = [linear.activations for linear in linears]
+    for linear in linears:
+        linear.activations = lambda x: x
+    yield
+    for linear, activations in zip(linears, rounding, strict=True):
+        linear.activations = activations
+
+
+def _fill(piece: nn.Module, weights: ModelWeights, prefix: str, arithmetic: Arithmetic) -> None:
     """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
     for name, module in list(piece.named_modules()):
         for parameter, _ in list(module.named_parameters(recurse=False)):
@@ -61,8 +105,9 @@ def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
                 value = weights.float32(source)
                 setattr(module, parameter, nn.Parameter(value, requires_grad=False))
         if isinstance(module, nn.Linear) and module.weight.is_meta:
-            weight = weights.quantized(weights.source_of(f"{prefix}{name}.weight"))
-            piece.set_submodule(name, DynamicInt8Linear(weight, module.bias))
+            source = weights.source_of(f"{prefix}{name}.weight")
+            activations = arithmetic.activations(weights.matrices[source])
+            piece.set_submodule(name, DynamicInt8Linear(weights.quantized(source), module.bias, activations))
 
 
 def _embedding(weights: ModelWeights) -> nn.Module:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mobile_export.manifest import Verified, VerifiedCheck
 
+SAME_NUMBERS = "the same codes and scales in plain PyTorch"  # the oracle of a quantized artifact
+
 
 @dataclass(frozen=True)
 class Check:

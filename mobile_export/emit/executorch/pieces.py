@@ -17,6 +17,7 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
     IntxUnpackedToInt8TensorActivationQuantization as ActivationQuantization,
 )
 
+from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.decoder import RmsNorm, RotaryTables
 from mobile_export.quantize.clip_search import QuantizedWeight
@@ -145,8 +146,7 @@ def packed_codes(weight: QuantizedWeight) -> bytes:
     """8-bit codes as they are; 4-bit codes plus 8, two to a byte, the even input in the low nibble."""
     if weight.precision.bits == 8:
         return as_bytes(weight.codes)
-    nibbles = weight.codes.view(torch.uint8) + 8  # wraps: -8 is stored as 0
-    return as_bytes(nibbles[:, 1::2] << 4 | (nibbles[:, ::2] & 15))
+    return as_bytes(four_bit_pairs(weight.codes))
 
 
 def random_weight(shape: torch.Size, precision: Precision, generator: torch.Generator) -> QuantizedWeight:

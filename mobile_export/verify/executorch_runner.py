@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  the llama operators
 from executorch.extension.llm.runner import GenerationConfig, TextLLMRunner
 from executorch.kernels import quantized  # noqa: F401  the quantized embedding
 
-from mobile_export.errors import InputError, UsageError
+from mobile_export.errors import InputError
 from mobile_export.manifest import Manifest
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What the runner said. text: prompt and continuation; new_text: the continuation alone.
-
-    new_tokens counts the end-of-sequence token, too, where it stopped at one.
-    """
-
-    text: str
-    new_text: str
-    prompt_tokens: int
-    new_tokens: int
-    stopped_at_eos: bool
+from mobile_export.verify.prompt import Generated, prompt_text
 
 
 def generate_text(
@@ -40,13 +25,11 @@ def generate_text(
         InputError: no tokenizer, or the runner refuses program, tokenizer or prompt.
         UsageError: an empty prompt, or chat without a template.
     """
-    if not prompt:
-        raise UsageError("PROMPT", "is empty", "write at least one character")
     tokenizer = next((folder / n for n in ("tokenizer.json", "tokenizer.model") if (folder / n).is_file()), None)
     if tokenizer is None:
         then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
         raise InputError(str(folder), "holds no tokenizer.json or tokenizer.model", then)
-    text = chat_prompt(folder, prompt) if chat else prompt
+    text = prompt_text(folder, prompt, chat=chat)
     pieces: list[str] = []
     counts: list[int] = []
     config = GenerationConfig(
@@ -69,35 +52,6 @@ def generate_text(
     return Generated(prompt + new_text, new_text, prompt_tokens, new_tokens, at_eos)
 
 
-def chat_prompt(folder: Path, message: str) -> str:
-    """One user message through the folder's chat template, ready for the answer.
-
-    Raises:
-        UsageError: no template in the folder, or one that cannot be rendered.
-    """
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    settings = _tokenizer_config(folder)
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    if not isinstance(template, str):
-        raise UsageError("--chat", f"{folder} holds no chat template", "leave --chat out: this is no chat model")
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    special = {name: _text_of(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    try:
-        return environment.from_string(template).render(
-            messages=[{"role": "user", "content": message}], add_generation_prompt=True, **special
-        )
-    except jinja2.TemplateError as error:
-        raise UsageError("--chat", f"the chat template fails: {error}", "leave --chat out and write the prompt whole") from None
-
-
 def _eos_texts(folder: Path, eos_ids: list[int]) -> set[str]:
     """How the end-of-sequence tokens are written: the runner hands the last one on as text."""
     path = folder / "tokenizer.json"
@@ -105,13 +59,3 @@ def _eos_texts(folder: Path, eos_ids: list[int]) -> set[str]:
         return {"</s>"}
     added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
     return {token["content"] for token in added if token["id"] in eos_ids}
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _text_of(token: object) -> str:
-    """A special token's text: a plain string, or an object that holds it under "content"."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")

@@ -1,0 +1,93 @@
+"""The manifest of a written artifact: what every format says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mobile_export import __version__
+from mobile_export.emit.card import card
+from mobile_export.manifest import NAME, SCHEMA_VERSION, FileDigest, KvCacheSize, Manifest, OnnxGraph, Part, PteGraph, to_json
+from mobile_export.quantize.sizes import executed_parameters, stored_parameters
+from mobile_export.quantize.weights import ModelWeights
+
+
+def describe(
+    folder: Path,
+    files: Sequence[str],
+    weights: ModelWeights,
+    graph: PteGraph | OnnxGraph,
+    *,
+    max_context: int,
+    kv_dtype: str,
+    kv_bytes_per_token: int,
+    parts: Mapping[str, int],
+    predicted: Mapping[str, int],
+    tokenizer_files: Sequence[str],
+    packages: Sequence[str],
+    requested_schedule: str | None,
+) -> Manifest:
+    """The manifest of an artifact whose files lie in a folder.
+
+    Args:
+        files: names, the one a runtime is given first.
+        graph: what only this format has.
+        parts, predicted: bytes by part, as written and as said beforehand.
+        packages: those whose versions decide what was written.
+    """
+    checkpoint, plan = weights.checkpoint, weights.plan
+    matrix_bytes = sum(predicted[part] for part in ("embedding", "head", "blocks"))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool=f"mobile-export {__version__}",
+        format="pte" if isinstance(graph, PteGraph) else "onnx",
+        files=[_digest(folder / name) for name in files],
+        source=checkpoint.source,
+        source_files=[_digest(path) for path in checkpoint.files],
+        licence=checkpoint.licence,
+        spec=_plain(weights.recognised.spec),
+        sharing=_plain(plan),
+        recipe=_plain(weights.recipe),
+        requested_schedule=requested_schedule,
+        max_context=max_context,
+        stored_parameters=stored_parameters(weights),
+        executed_parameters=executed_parameters(weights),
+        bits_per_weight=8 * matrix_bytes / sum(matrix.parameters for matrix in weights.matrices.values()),
+        parts=[Part(name, size, predicted.get(name)) for name, size in parts.items()],
+        kv_cache=KvCacheSize(kv_dtype, len(plan.schedule), kv_bytes_per_token, kv_bytes_per_token * max_context),
+        matrices={name: str(matrix.precision) for name, matrix in weights.matrices.items()},
+        pte=graph if isinstance(graph, PteGraph) else None,
+        onnx=graph if isinstance(graph, OnnxGraph) else None,
+        tokenizer_files=sorted(tokenizer_files),
+        bos_id=checkpoint.bos_id,
+        adds_bos=checkpoint.tokenizer is not None and checkpoint.tokenizer.adds_bos,
+        eos_ids=list(checkpoint.eos_ids),
+        versions={name: importlib.metadata.version(name) for name in packages},
+        warnings=[*checkpoint.warnings, *plan.warnings],
+        verification=None,
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json and README.md.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    (folder / NAME).write_text(to_json(manifest), encoding="utf-8")
+    (folder / "README.md").write_text(card(manifest), encoding="utf-8")
+
+
+def _digest(path: Path) -> FileDigest:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileDigest(path.name, path.stat().st_size, digest)
+
+
+def _plain(value: object) -> dict[str, object]:
+    """A dataclass as JSON has it: tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))  # type: ignore[call-overload]

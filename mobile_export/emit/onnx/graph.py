@@ -1,0 +1,90 @@
+"""An ONNX graph while it is written: nodes in the order they run, initializers by name, weights in the file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from mobile_export.emit.onnx.weights_file import Range, WeightsFile
+
+MICROSOFT = "com.microsoft"
+CONTRIB = frozenset(
+    {"FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"}
+)
+INLINE_BYTES = 1024  # what is smaller lies in the graph itself, where shape inference can read it
+
+Attribute = int | float | str | Sequence[int]
+
+
+class GraphWriter:
+    """Nodes and initializers of a graph. A weight that several nodes use is one initializer."""
+
+    def __init__(self, weights_file: WeightsFile, float_type: ir.DataType) -> None:
+        """
+        Args:
+            float_type: of activations, and of every scale, norm and bias beside them: FLOAT or FLOAT16.
+        """
+        self.weights_file, self.float_type = weights_file, float_type
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        attributes: Mapping[str, Attribute] | None = None,
+        doc: str | None = None,
+    ) -> ir.Value:
+        """Append a node of one output; the output has the node's name."""
+        return self.node_of_many(operator, inputs, name, (name,), attributes, doc)[0]
+
+    def node_of_many(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        outputs: Sequence[str],
+        attributes: Mapping[str, Attribute] | None = None,
+        doc: str | None = None,
+    ) -> Sequence[ir.Value]:
+        """Append a node; `outputs` names what it gives, "" for what nobody asks for."""
+        domain = MICROSOFT if operator in CONTRIB else ""
+        given = ir.convenience.convert_attributes(dict(attributes or {}))
+        node = ir.Node(domain, operator, inputs, given, num_outputs=len(outputs), name=name, doc_string=doc)
+        for value, output in zip(node.outputs, outputs, strict=True):
+            value.name = output
+        self.nodes.append(node)
+        return node.outputs
+
+    def constant(self, name: str, values: np.ndarray, part: str = "graph") -> ir.Value:
+        """An initializer, made on first use of the name: small ones lie in the graph, others in the weights file."""
+        if name not in self.initializers:
+            if values.nbytes < INLINE_BYTES:
+                tensor = ir.tensor(values, name=name)
+                self.initializers[name] = ir.Value(
+                    name=name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                )
+            else:
+                dtype = ir.DataType.from_numpy(values.dtype)
+                self.place(name, self.weights_file.add(values, part), dtype, values.shape)
+        return self.initializers[name]
+
+    def floats(self, name: str, values: np.ndarray, part: str) -> ir.Value:
+        """An initializer in the graph's float type. values: float32."""
+        return self.constant(name, values.astype(self.float_type.numpy()), part)
+
+    def place(self, name: str, where: Range, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """An initializer over bytes the weights file holds already; several names may share them."""
+        path = self.weights_file.path
+        tensor = ir.ExternalTensor(
+            path.name, where.offset, where.length, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent
+        )
+        self.initializers[name] = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
+        return self.initializers[name]
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """A value the caller gives; names stand for sizes that differ from call to call."""
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))

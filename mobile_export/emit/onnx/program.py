@@ -1,0 +1,65 @@
+"""From spec, plan and weights to model.onnx and model.onnx.data, streamed: one weight in memory at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from mobile_export import __version__
+from mobile_export.emit.onnx.blocks import check_blocks
+from mobile_export.emit.onnx.decoder_graph import FLOATS, DecoderGraph, KvScales, OnnxOptions
+from mobile_export.emit.onnx.graph import GraphWriter
+from mobile_export.emit.onnx.weights_file import WeightsFile
+from mobile_export.quantize.weights import PARTS, ModelWeights
+
+FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
+IR_VERSION = 11
+
+
+@dataclass(frozen=True)
+class OnnxProgram:
+    """A written model.
+
+    parts: bytes of both files by part; "graph" is model.onnx and what aligns the payloads.
+    operators: operator -> nodes, most frequent first.
+    """
+
+    parts: dict[str, int]
+    operators: dict[str, int]
+
+
+def write_program(
+    folder: Path,
+    weights: ModelWeights,
+    options: OnnxOptions,
+    kv_scales: Sequence[KvScales] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> OnnxProgram:
+    """Write model.onnx and model.onnx.data into a folder.
+
+    Args:
+        kv_scales: one per KV slot for an int8 cache.
+    Raises:
+        InputError: a weight that cannot be read or is not finite, or one no kernel of onnxruntime takes.
+        OSError: the folder cannot be written.
+    """
+    check_blocks(weights)
+    data = WeightsFile(folder / WEIGHTS_FILE)
+    try:
+        graph = DecoderGraph(GraphWriter(data, FLOATS[options.activations]), weights, options).build(kv_scales, say)
+    finally:
+        data.close()
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="mobile-export", producer_version=__version__)
+    proto = ir.to_proto(model)
+    (folder / FILE).write_bytes(proto.SerializeToString())
+    say("checking the graph")
+    onnx.checker.check_model(str(folder / FILE))
+    parts = dict.fromkeys((*PARTS, "positions", "graph"), 0) | data.parts
+    parts["graph"] += (folder / FILE).stat().st_size
+    operators = Counter(node.op_type for node in graph)
+    return OnnxProgram(parts, dict(operators.most_common()))

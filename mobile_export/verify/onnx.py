@@ -1,0 +1,124 @@
+"""Holds a model.onnx against its checkpoint, in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from mobile_export.manifest import OnnxGraph
+from mobile_export.model.attention import PlainAttention
+from mobile_export.model.decoder import Decoder
+from mobile_export.quantize.weights import ModelWeights
+from mobile_export.verify.onnx_runtime import OnnxRuntime
+from mobile_export.verify.oracle import float32_oracle
+from mobile_export.verify.parity import (
+    EXACT,
+    EXACT_REASON,
+    FLOAT16_NOISE,
+    NOISE,
+    TEXT,
+    exact_checks,
+    noise_checks,
+    noise_floor,
+    prompts,
+    random_text,
+    steps,
+)
+from mobile_export.verify.reference import float_activations, onnxruntime_arithmetic, reference_decoder
+from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
+
+CHUNK = 128  # tokens a longer prompt is fed in
+FEW = 8
+
+
+def verify_onnx(path: Path, weights: ModelWeights, graph: OnnxGraph, context: int) -> Verification:
+    """Load a model.onnx, check its kernels are the int8 ones, and compare what it computes.
+
+    A quantized model is run twice: as it is, and with the same codes and scales under float activations, where nothing is
+    rounded and the two must agree to float32 rounding.
+
+    Args:
+        weights: of the checkpoint it was exported from, under the same recipe and schedule.
+    Raises:
+        MissingTool: onnxruntime is too old.
+        InputError: the runtime cannot load or run the file.
+    """
+    torch.set_num_threads(1)  # the runtime has threads of its own; two pools on the same cores are many times slower
+    model = onnx.load(path, load_external_data=False)
+    max_prompt = min(CHUNK, context)
+    tokens = random_text(weights.recognised.spec.vocab_size, context, max_prompt)
+    accuracy = _accuracy_check(model)
+    if weights.recipe.activations == "float32" and weights.recipe.kv.dtype == "float32":
+        oracle, logits = float32_oracle(weights, context)
+        runtime = OnnxRuntime(path, graph.minimum_onnxruntime)
+        return Verification(oracle, len(tokens), (accuracy, *exact_checks(runtime, logits, tokens, max_prompt)))
+
+    def int8_cache() -> PlainAttention:
+        return StaticInt8Cache(_kv_scales(model, path.parent), weights.recognised.spec.head_dim)
+
+    decoder = reference_decoder(weights, context, onnxruntime_arithmetic(int8_cache))
+    noise = NOISE if graph.activations == "float32" else FLOAT16_NOISE
+    unrounded: list[Check] = []
+    if weights.recipe.activations == "int8":
+        with float_activations(decoder):
+            plain = OnnxRuntime(path, graph.minimum_onnxruntime, float_activations=True)
+            exact = graph.activations == "float32" and weights.recipe.kv.dtype == "float32"
+            unrounded = _unrounded_checks(plain, decoder, tokens, exact, noise)
+            del plain
+    runtime = OnnxRuntime(path, graph.minimum_onnxruntime)
+    rounded = noise_checks(runtime, noise_floor(decoder, tokens, noise), tokens, max_prompt)
+    return Verification(SAME_NUMBERS, len(tokens), (accuracy, *unrounded, *rounded))
+
+
+def _unrounded_checks(runtime: OnnxRuntime, decoder: Decoder, tokens: list[int], exact: bool, noise: float) -> list[Check]:
+    """Few tokens: without int8 activations 8-bit weights have no kernel. An int8 or float16 cache rounds all the same."""
+    text = tokens[:TEXT]
+    floor = noise_floor(decoder, text, noise)
+    limit, reason = (EXACT, EXACT_REASON) if exact else (floor.largest, floor.reason)
+    return [
+        Check("float activations, token by token", max(steps(runtime, text[:FEW], floor.want)), limit, reason),
+        Check("float activations, prompt", max(prompts(runtime, text, floor.want, (3, TEXT), TEXT)), limit, reason),
+    ]
+
+
+class StaticInt8Cache(PlainAttention):
+    """PlainAttention over keys and values that went through int8, with the file's own scales.
+
+    scales: slot -> key's and value's, float32 (kv_heads * head_dim,).
+    """
+
+    def __init__(self, scales: dict[int, tuple[torch.Tensor, torch.Tensor]], head_dim: int) -> None:
+        super().__init__()
+        self.scales = {slot: tuple(s.view(1, 1, -1, head_dim) for s in pair) for slot, pair in scales.items()}
+
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
+        key, value = (
+            torch.round(x / scale).clamp(-128, 127) * scale for x, scale in zip((key, value), self.scales[slot], strict=True)
+        )
+        return super().forward(slot, query, key, value, start)
+
+
+def _accuracy_check(model: onnx.ModelProto) -> Check:
+    """Without accuracy_level 4, 8-bit weights have no kernel and run many times slower; nothing else would show it."""
+    wrong = [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits" and not any(a.name == "accuracy_level" and a.i == 4 for a in node.attribute)
+    ]
+    return Check("products without int8 activations", float(len(wrong)), 0.0, ", ".join(wrong[:3]) or "read from the graph")
+
+
+def _kv_scales(model: onnx.ModelProto, folder: Path) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Slot -> scales of an int8 cache, as the file holds them."""
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    return {
+        slot: (_tensor(held[node.input[12]], folder), _tensor(held[node.input[13]], folder)) for slot, node in enumerate(nodes)
+    }
+
+
+def _tensor(held: onnx.TensorProto, folder: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(onnx.numpy_helper.to_array(held, str(folder))))

@@ -1,0 +1,100 @@
+"""Runs a model.onnx in onnxruntime, with a KV cache that grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from mobile_export.errors import InputError, MissingTool
+
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+
+
+class OnnxRuntime:
+    """A loaded model.onnx and its KV cache. A sequence begins wherever `step` is called with start 0."""
+
+    def __init__(self, path: Path, minimum: str, threads: int = 1, *, float_activations: bool = False) -> None:
+        """Load and initialise.
+
+        Args:
+            minimum: the version of onnxruntime the model needs.
+            float_activations: multiply quantized weights with float activations, whatever the model says; slow.
+        Raises:
+            MissingTool: onnxruntime is too old.
+            InputError: not a model, truncated, or in need of operators this runtime lacks.
+        """
+        check_version(path, minimum)
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what is wrong is raised, and said in one line
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+        try:
+            model = _with_float_activations(path) if float_activations else str(path)
+            self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+            what = f"onnxruntime {onnxruntime.__version__} does not load it: {_first_line(error)}"
+            raise InputError(str(path), what, "export it again") from None
+        self.cached = [value for value in self.session.get_inputs() if value.name.startswith("past_key_values.")]
+        self._cache: list[np.ndarray] = []
+
+    def step(self, tokens: list[int], start: int) -> torch.Tensor:
+        """Logits float32 [vocab] of the last of `tokens`, which follow `start` cached positions.
+
+        Raises:
+            InputError: the runtime refuses the call.
+        """
+        return self.logits(tokens, start)[-1]
+
+    def logits(self, tokens: list[int], start: int) -> torch.Tensor:
+        """Logits float32 [T, vocab], or [1, vocab] of a model that gives the last token's alone.
+
+        Raises:
+            InputError: the runtime refuses the call.
+        """
+        if start == 0:
+            self._cache = [np.zeros((1, v.shape[1], 0, v.shape[3]), TYPES[v.type]) for v in self.cached]
+        feed = {
+            "input_ids": np.array([tokens], np.int64),
+            "attention_mask": np.ones((1, start + len(tokens)), np.int64),
+            **{v.name: array[:, :, :start] for v, array in zip(self.cached, self._cache, strict=True)},
+        }
+        try:
+            logits, *self._cache = self.session.run(None, feed)
+        except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+            what = f"running {len(tokens)} tokens at {start} failed: {_first_line(error)}"
+            raise InputError(str(self.path), what, "export it again") from None
+        return torch.from_numpy(np.asarray(logits, np.float32)[0])
+
+
+def check_version(path: Path, minimum: str) -> None:
+    """Refuse an onnxruntime that is too old for a model.
+
+    Raises:
+        MissingTool: it is older than `minimum`.
+    """
+    found = onnxruntime.__version__
+    if _numbers(found) < _numbers(minimum):
+        raise MissingTool(str(path), f"needs onnxruntime {minimum}, this is {found}", f'pip install "onnxruntime>={minimum}"')
+
+
+def _with_float_activations(path: Path) -> bytes:
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 1
+    return model.SerializeToString()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

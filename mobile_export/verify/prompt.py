@@ -1,0 +1,74 @@
+"""What goes into a stock runner and what comes out, whatever the format: prompts, chat templates, generated text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobile_export.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a runner said. text: prompt and continuation; new_text: the continuation alone.
+
+    new_tokens counts the end-of-sequence token, too, where it stopped at one.
+    """
+
+    text: str
+    new_text: str
+    prompt_tokens: int
+    new_tokens: int
+    stopped_at_eos: bool
+
+
+def prompt_text(folder: Path, prompt: str, *, chat: bool) -> str:
+    """The text a runner is given: the prompt, or the prompt in the folder's chat template.
+
+    Raises:
+        UsageError: an empty prompt, or chat without a template.
+    """
+    if not prompt:
+        raise UsageError("PROMPT", "is empty", "write at least one character")
+    return chat_prompt(folder, prompt) if chat else prompt
+
+
+def chat_prompt(folder: Path, message: str) -> str:
+    """One user message through the folder's chat template, ready for the answer.
+
+    Raises:
+        UsageError: no template in the folder, or one that cannot be rendered.
+    """
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    settings = _tokenizer_config(folder)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    if not isinstance(template, str):
+        raise UsageError("--chat", f"{folder} holds no chat template", "leave --chat out: this is no chat model")
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    special = {name: _text_of(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        return environment.from_string(template).render(
+            messages=[{"role": "user", "content": message}], add_generation_prompt=True, **special
+        )
+    except jinja2.TemplateError as error:
+        raise UsageError("--chat", f"the chat template fails: {error}", "leave --chat out and write the prompt whole") from None
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _text_of(token: object) -> str:
+    """A special token's text: a plain string, or an object that holds it under "content"."""
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
