@@ -10,9 +10,21 @@ import difflib
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.errors import InputError
 from mobile_export.families import llama, mobilellm
-from mobile_export.families.spec import DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
+from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
+from mobile_export.families.take import Rows, Take
 
-__all__ = ["FAMILIES", "DecoderSpec", "Recognised", "RopeSpec", "SharingFlags", "WeightSource", "recognise"]
+__all__ = [
+    "FAMILIES",
+    "BlockSpec",
+    "DecoderSpec",
+    "Recognised",
+    "RopeSpec",
+    "Rows",
+    "SharingFlags",
+    "Take",
+    "WeightSource",
+    "recognise",
+]
 
 FAMILIES = (llama, mobilellm)
 

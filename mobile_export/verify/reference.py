@@ -10,8 +10,12 @@ import torch
 from torch import nn
 
 from mobile_export.model.attention import PlainAttention
-from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head, RotaryTables
-from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+from mobile_export.model.attention_rule import attention_rules
+from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
+from mobile_export.model.entry import Entry, has_entry
+from mobile_export.model.rotary import RotaryTables
+from mobile_export.model.short_conv import PlainColumns, ShortConv
+from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding, quantize_dequantize_rows
 
 
@@ -29,32 +33,52 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
     It holds a byte a quantized parameter, and four a float32 one.
     """
     spec, plan = weights.recognised.spec, weights.plan
-    blocks = []
-    for number in range(len(plan.blocks)):
-        with torch.device("meta"):
-            block = Block(AttentionInput(spec), FeedForward(spec))
-        _fill(block, weights, f"blocks.{number}.")
-        blocks.append(block)
+    blocks = [_block(weights, number) for number in range(len(plan.blocks))]
     with torch.device("meta"):
         head = Head(spec)
     _fill(head, weights, "head.")
+    rules = attention_rules(spec, plan.blocks, plan.schedule)
     quantized_cache = weights.recipe.kv.dtype == "int8"
     return Decoder(
         spec,
         plan.schedule,
         context,
-        embedding=_embedding(weights),
+        embedding=_table(weights, EMBEDDING),
+        entry=_entry(weights) if has_entry(spec) else None,
         blocks=blocks,
-        rotary=RotaryTables(spec.rope, context),
-        attend=Int8CacheAttention() if quantized_cache else PlainAttention(),
+        rotary=[RotaryTables(rope, context) for rope in spec.ropes],
+        attend=Int8CacheAttention(rules) if quantized_cache else PlainAttention(rules),
+        remember=PlainColumns(spec) if spec.conv_kernel else None,
         head=head,
     ).eval()
+
+
+def _block(weights: ModelWeights, number: int) -> Block | ConvBlock:
+    spec = weights.recognised.spec
+    kind = spec.blocks[weights.plan.blocks[number]]
+    block: Block | ConvBlock
+    with torch.device("meta"):
+        ffn = FeedForward(spec, kind)
+        block = ConvBlock(ShortConv(spec), ffn) if kind.mixer == "conv" else Block(AttentionInput(spec, kind), ffn, kind.rope)
+    _fill(block, weights, f"blocks.{number}.")
+    return block
+
+
+def _entry(weights: ModelWeights) -> Entry:
+    with torch.device("meta"):
+        entry = Entry(weights.recognised.spec)
+    if entry.positions is not None:
+        entry.positions = _table(weights, POSITIONS)
+    _fill(entry, weights, "embedding.")
+    return entry
 
 
 def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
     """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
     for name, module in list(piece.named_modules()):
-        for parameter, _ in list(module.named_parameters(recurse=False)):
+        for parameter, empty in list(module.named_parameters(recurse=False)):
+            if not empty.is_meta:
+                continue  # the position table, which is no part of the entry by name
             source = weights.source_of(f"{prefix}{name}.{parameter}")
             matrix = weights.matrices.get(source)
             if matrix is None or matrix.precision.bits == 32:
@@ -65,10 +89,10 @@ def _fill(piece: nn.Module, weights: ModelWeights, prefix: str) -> None:
             piece.set_submodule(name, DynamicInt8Linear(weight, module.bias))
 
 
-def _embedding(weights: ModelWeights) -> nn.Module:
-    if weights.matrices[EMBEDDING].precision.bits == 32:
-        return nn.Embedding.from_pretrained(weights.float32(EMBEDDING))
-    return QuantizedEmbedding(weights.quantized(EMBEDDING))
+def _table(weights: ModelWeights, name: str) -> nn.Module:
+    if weights.matrices[name].precision.bits == 32:
+        return nn.Embedding.from_pretrained(weights.float32(name))
+    return QuantizedEmbedding(weights.quantized(name))
 
 
 def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
