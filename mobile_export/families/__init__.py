@@ -9,7 +9,24 @@ import difflib
 
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.errors import InputError
-from mobile_export.families import llama, mobilellm
+from mobile_export.families import (
+    bloom,
+    falcon,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    lfm2,
+    llama,
+    llama4,
+    mobilellm,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
 from mobile_export.families.take import Rows, Take
 
@@ -26,7 +43,24 @@ __all__ = [
     "recognise",
 ]
 
-FAMILIES = (llama, mobilellm)
+FAMILIES = (
+    llama,
+    mobilellm,
+    smollm3,
+    qwen2,
+    qwen3,
+    gemma3,
+    phi,
+    phi3,
+    llama4,
+    lfm2,
+    gpt2,
+    opt,
+    gpt_neo,
+    gpt_neox,
+    bloom,
+    falcon,
+)
 
 
 def recognise(checkpoint: Checkpoint) -> Recognised:

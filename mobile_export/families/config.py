@@ -99,6 +99,11 @@ def refuse(config: Mapping[str, Any], key: str, then: str) -> None:
         raise InputError(CONFIG, f"{key} is true, which is not supported", then)
 
 
+def spelled(config: Mapping[str, Any], *names: str) -> str:
+    """The first of a key's names that the config has a value for; the last where it has none."""
+    return next((name for name in names if config.get(name) is not None), names[-1])
+
+
 def prefix_of(tensors: Iterable[str], *known: str) -> str:
     """The first of the known prefixes that any tensor has; a base model saved by itself has none."""
     names = tuple(tensors)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MODEL_TYPES = {"mobilellm": "llama", "RefinedWeb": "falcon", "RefinedWebModel": "falcon"}  # transformers' name for them
+OLD_KEYS = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads"}  # RefinedWeb's
 # Falcon's eager attention adds ALiBi twice; GPT-Neo has no other.
 ATTENTION = {"falcon": "sdpa", "gpt_neo": "eager", "rwkv": "eager"}
 NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "use_cache")
@@ -85,6 +86,11 @@ def _config(weights: ModelWeights) -> PretrainedConfig:
     if model_type == "opt":
         values |= {"enable_bias": spec.qkv_bias, "layer_norm_elementwise_affine": spec.norm_affine}
         values |= {"_remove_final_layer_norm": not spec.final_norm}
+    if given["model_type"].startswith("RefinedWeb"):
+        values = {OLD_KEYS.get(key, key): value for key, value in values.items()}
+        values.setdefault("new_decoder_architecture", given["model_type"] == "RefinedWeb")
+    if model_type == "phi3" and (values.get("rope_scaling") or {}).get("type") in ("su", "yarn"):
+        values["rope_scaling"] = {**values["rope_scaling"], "type": "longrope"}  # transformers 5.23 renames it too late
     if model_type == "rwkv":
         values["rescale_every"] = 0  # halving the stream meets LayerNorm's eps: another network
     config = AutoConfig.for_model(model_type, **values)
