@@ -101,7 +101,8 @@ def build_stock_decoder(weights: ModelWeights, options: PteOptions) -> nn.Module
 
     from mobile_export.emit.executorch.attention import CustomAttention
     from mobile_export.emit.executorch.embedding import Gather8Bit
-    from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head, RotaryTables
+    from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
+    from mobile_export.model.rotary import RotaryTables
     from mobile_export.quantize.weights import EMBEDDING, HEAD
 
     spec, plan = weights.recognised.spec, weights.plan
@@ -120,7 +121,7 @@ def build_stock_decoder(weights: ModelWeights, options: PteOptions) -> nn.Module
         options.max_context,
         embedding=Gather8Bit(weights.quantized(EMBEDDING)),
         blocks=blocks,
-        rotary=RotaryTables(spec.rope, options.max_context),
+        rotary=[RotaryTables(rope, options.max_context) for rope in spec.ropes],
         attend=CustomAttention(spec, len(plan.schedule), options.max_context),
         head=head,
     )

@@ -138,10 +138,9 @@ def _decide_tie(tensors: Mapping[str, StoredTensor], recognised: Recognised, war
     said = flag[0] if flag else ""
     if "head.linear.weight" not in recognised.weights:
         if flag and not flag[1]:
-            warnings.append(
-                f"{said}, but the file holds no head tensor: the embedding serves as the head "
-                "(so MobileLLM saves it; one trained with layer sharing needs --schedule immediate besides)"
-            )
+            mobilellm = " (so MobileLLM saves it; one trained with layer sharing needs --schedule immediate besides)"
+            hint = mobilellm if recognised.spec.family in ("llama", "mobilellm") else ""
+            warnings.append(f"{said}, but the file holds no head tensor: the embedding serves as the head{hint}")
         return True, "no head tensor in the file"
     embedding = tensors[recognised.weights["embedding.weight"].tensors[0]]
     head = tensors[recognised.weights["head.linear.weight"].tensors[0]]
@@ -166,15 +165,18 @@ def _find_equal_blocks(
     tensors: Mapping[str, StoredTensor], recognised: Recognised, warnings: list[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...], str]:
     """Stored blocks, the file's order over them, and the evidence."""
-    parts = [_block(tensors, recognised.weights, i) for i in range(recognised.spec.num_hidden_layers)]
+    kinds = recognised.spec.blocks
+    parts = [_block(tensors, recognised.weights, i) for i in range(len(kinds))]
     samples = {tensor.name: _sample(tensor) for block in parts for tensor in block.values()}
     stored: list[int] = []
     order: list[int] = []
     ways: set[str] = set()
-    partly: dict[tuple[int, int], int] = {}
-    matrices = [name for name, tensor in parts[0].items() if len(tensor.shape) > 1]
+    partly: dict[tuple[int, int], str] = {}
     for i, block in enumerate(parts):
+        matrices = [name for name, tensor in block.items() if len(tensor.shape) > 1]
         for position, j in enumerate(stored):
+            if kinds[i] != kinds[j] or block.keys() != parts[j].keys():
+                continue  # equal numbers in another window or without a rotation are another block
             alike = [name for name in block if samples[block[name].name] == samples[parts[j][name].name]]
             matches = {name: way for name in alike if (way := _same(block[name], parts[j][name]))}
             if len(matches) == len(block):
@@ -182,28 +184,27 @@ def _find_equal_blocks(
                 order.append(position)
                 break
             if equal := sum(name in matches for name in matrices):
-                partly[j, i] = equal
+                partly[j, i] = f"{equal} of {len(matrices)}"
         else:
             order.append(len(stored))
             stored.append(i)
     if partly:
-        (j, i), equal = next(iter(partly.items()))
+        (j, i), share = next(iter(partly.items()))
         more = f" (and {counted(len(partly) - 1, 'more pair')})" if len(partly) > 1 else ""
-        warnings.append(
-            f"blocks {j} and {i} share {equal} of {len(matrices)} matrices{more}: not one block, so each is stored whole"
-        )
+        warnings.append(f"blocks {j} and {i} share {share} matrices{more}: not one block, so each is stored whole")
     evidence = f"repeated blocks: {', '.join(sorted(ways))}" if ways else "all blocks differ"
     return tuple(stored), tuple(order), evidence
 
 
 def _block(tensors: Mapping[str, StoredTensor], weights: Mapping[str, WeightSource], index: int) -> dict[str, StoredTensor]:
+    """Every tensor of a block once, by the first place of the graph that takes anything of it."""
     prefix = f"blocks.{index}."
-    return {
-        f"{name.removeprefix(prefix)}/{part}": tensors[tensor]
-        for name, source in weights.items()
-        if name.startswith(prefix)
-        for part, tensor in enumerate(source.tensors)
-    }
+    places: dict[str, str] = {}
+    for name, source in weights.items():
+        if name.startswith(prefix):
+            for part, tensor in enumerate(source.tensors):
+                places.setdefault(tensor, f"{name.removeprefix(prefix)}/{part}")
+    return {place: tensors[tensor] for tensor, place in places.items()}
 
 
 def _same(a: StoredTensor, b: StoredTensor) -> str:

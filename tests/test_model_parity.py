@@ -18,7 +18,7 @@ from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.recipe import Precision, read_recipe
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
-from mobile_export.verify.oracle import duplicated_llama, float32_oracle
+from mobile_export.verify.oracle import float32_oracle, written_out
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, quantize_dequantize_rows
 from mobile_export.verify.reference import reference_decoder, reference_logits
 
@@ -164,7 +164,7 @@ def test_a_quantized_gguf_computes_with_the_values_gguf_dequantizes(tmp_path, we
 def test_a_ggufs_frequency_factors_compute_llama3_rope(tmp_path):
     folder = write_llama(tmp_path / "m", rope_scaling=LLAMA_3)
     plain, scaled = (
-        np.array(recognise(open_checkpoint(str(path))).spec.rope.inverse_frequencies)
+        np.array(recognise(open_checkpoint(str(path))).spec.ropes[0].inverse_frequencies)
         for path in (write_llama(tmp_path / "plain"), folder)
     )
     path = write_gguf(tmp_path / "m.gguf", rope_factors=plain / scaled)
@@ -243,7 +243,7 @@ def test_blocks_repeated_in_the_file_compute_what_the_file_says(tmp_path, schedu
 def test_the_tools_oracle_is_the_independent_one(tmp_path, write, schedule, kind, config):
     weights = model_weights(write(tmp_path))
     expected = logits_of(stock_llama(llama_tensors(**kind), schedule, **config))
-    assert error(logits_of(duplicated_llama(weights)), expected) < LIMIT
+    assert error(logits_of(written_out(weights)), expected) < LIMIT
     name, logits = float32_oracle(weights, 64)
     assert name == "transformers in float32"
     assert error(logits(TOKENS), expected) < LIMIT
@@ -264,14 +264,14 @@ def test_the_tools_oracle_for_biases_on_query_key_and_value_only(tmp_path):
     zeros = {f"model.layers.{i}.self_attn.o_proj.bias": torch.zeros(64) for i in (0, 1)}
     expected = logits_of(stock_llama(tensors | zeros, (0, 1), attention_bias=True))
     assert error(ours(tmp_path), expected) < LIMIT
-    assert error(logits_of(duplicated_llama(model_weights(tmp_path))), expected) < LIMIT
+    assert error(logits_of(written_out(model_weights(tmp_path))), expected) < LIMIT
 
 
 def test_the_tools_oracle_for_a_ggufs_frequency_factors(tmp_path):
     path = write_gguf(tmp_path / "m.gguf", rope_factors=[1.0, 1, 1, 2, 4, 8, 8, 8])
     got = ours(path)
     assert error(got, ours(write_gguf(tmp_path / "plain.gguf"))) > 1000 * LIMIT
-    assert error(logits_of(duplicated_llama(model_weights(path))), got) < LIMIT
+    assert error(logits_of(written_out(model_weights(path))), got) < LIMIT
 
 
 # --- cached decode -----------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def inspection(weights: ModelWeights) -> dict[str, Any]:
     from mobile_export.quantize import sizes
 
     spec, plan = weights.recognised.spec, weights.plan
-    slots = len(plan.schedule)
+    slots = sizes.kv_slots(weights.recognised, plan)
     return {
         "source": weights.checkpoint.source,
         "licence": weights.checkpoint.licence,

@@ -9,12 +9,58 @@ import difflib
 
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.errors import InputError
-from mobile_export.families import llama, mobilellm
-from mobile_export.families.spec import DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
+from mobile_export.families import (
+    bloom,
+    falcon,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    lfm2,
+    llama,
+    llama4,
+    mobilellm,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
+from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
+from mobile_export.families.take import Rows, Take
 
-__all__ = ["FAMILIES", "DecoderSpec", "Recognised", "RopeSpec", "SharingFlags", "WeightSource", "recognise"]
+__all__ = [
+    "FAMILIES",
+    "BlockSpec",
+    "DecoderSpec",
+    "Recognised",
+    "RopeSpec",
+    "Rows",
+    "SharingFlags",
+    "Take",
+    "WeightSource",
+    "recognise",
+]
 
-FAMILIES = (llama, mobilellm)
+FAMILIES = (
+    llama,
+    mobilellm,
+    smollm3,
+    qwen2,
+    qwen3,
+    gemma3,
+    phi,
+    phi3,
+    llama4,
+    lfm2,
+    gpt2,
+    opt,
+    gpt_neo,
+    gpt_neox,
+    bloom,
+    falcon,
+)
 
 
 def recognise(checkpoint: Checkpoint) -> Recognised:

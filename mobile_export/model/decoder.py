@@ -3,76 +3,126 @@
 A block is cut at the attention, since that is where a runtime's own operators sit: `AttentionInput` gives the joined
 query, key and value; `FeedForward` takes what the attention gathered to the block's output. Emitters replace these
 modules by lowered ones, verification replaces their Linears by quantized ones; the graph between them stays this one.
+What families add to it lies beside: entry.py, norms.py, rotary.py, attention_rule.py, short_conv.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mobile_export.families.spec import DecoderSpec, RopeSpec
+from mobile_export.families.spec import BlockSpec, DecoderSpec
+from mobile_export.model.norms import head_norm, stream_norm
+from mobile_export.model.rotary import rotate
+from mobile_export.model.short_conv import ShortConv
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
-
-class RmsNorm(nn.Module):
-    """x / sqrt(mean(x**2) + eps) * weight over the last axis. Source: arXiv:1910.07467."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class AttentionInput(nn.Module):
     """Residual stream [1, T, hidden] -> query [1, T, heads, head_dim], key and value [1, T, kv_heads, head_dim].
 
-    Query and key are rotated; cos and sin are [1, T, 1, head_dim].
+    Query and key are rotated; cos and sin are [1, T, 1, rotated], and left out for a block that rotates nothing.
     """
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderSpec, kind: BlockSpec | None = None) -> None:
         super().__init__()
+        kind = kind or BlockSpec()
         self.heads, self.kv_heads, self.head_dim = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
-        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
+        self.interleaved = kind.rope is not None and spec.ropes[kind.rope].interleaved
+        self.normed_after = kind.qk_norm == "l2"
+        self.norm: nn.Module = nn.Identity() if spec.norm_placement == "post" else stream_norm(spec)
         self.qkv: nn.Module = nn.Linear(spec.hidden_size, spec.qkv_size, bias=spec.qkv_bias)
+        normed = kind.qk_norm != "none"
+        self.q_norm: nn.Module = head_norm(spec, kind.qk_norm) if normed else nn.Identity()
+        self.k_norm: nn.Module = head_norm(spec, kind.qk_norm) if normed else nn.Identity()
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor, *rotation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         joined = self.qkv(self.norm(x)).view(1, -1, self.heads + 2 * self.kv_heads, self.head_dim)
         query, key, value = joined.split((self.heads, self.kv_heads, self.kv_heads), dim=2)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+        if not self.normed_after:
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotation:
+            cos, sin = rotation
+            query, key = (rotate(part, cos, sin, interleaved=self.interleaved) for part in (query, key))
+        if self.normed_after:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query, key, value
 
 
 class FeedForward(nn.Module):
-    """Residual stream [1, T, hidden] and attended values [1, T, heads, head_dim] -> residual stream."""
+    """Residual stream [1, T, hidden] and attended values [1, T, heads, head_dim] -> residual stream.
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    Of a conv block, [1, T, hidden] in the attended values' place.
+    """
+
+    def __init__(self, spec: DecoderSpec, kind: BlockSpec | None = None) -> None:
         super().__init__()
-        self.activation, self.attended_size = ACTIVATIONS[spec.hidden_act], spec.attended_size
-        self.o: nn.Module = nn.Linear(spec.attended_size, spec.hidden_size, bias=spec.o_bias)
-        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
-        self.gate: nn.Module = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=spec.ffn_bias)
-        self.up: nn.Module = nn.Linear(spec.hidden_size, spec.intermediate_size, bias=spec.ffn_bias)
-        self.down: nn.Module = nn.Linear(spec.intermediate_size, spec.hidden_size, bias=spec.ffn_bias)
+        conv = kind is not None and kind.mixer == "conv"
+        hidden, wide = spec.hidden_size, spec.intermediate_size
+        self.activation, self.attended_size = ACTIVATIONS[spec.hidden_act], hidden if conv else spec.attended_size
+        self.placement, self.parallel = spec.norm_placement, spec.parallel_residual
+        self.o: nn.Module = nn.Linear(self.attended_size, hidden, bias=spec.conv_bias if conv else spec.o_bias)
+        self.norm: nn.Module = nn.Identity() if self.placement == "post" else stream_norm(spec)
+        self.gate: nn.Module | None = nn.Linear(hidden, wide, bias=spec.ffn_bias) if spec.gated else None
+        self.up: nn.Module = nn.Linear(hidden, wide, bias=spec.ffn_bias)
+        self.down: nn.Module = nn.Linear(wide, hidden, bias=spec.ffn_bias)
+        self.o_norm: nn.Module | None = None if self.placement == "pre" else stream_norm(spec)
+        self.down_norm: nn.Module | None = None if self.placement == "pre" else stream_norm(spec)
 
     def forward(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        x = x + self.o(attended.reshape(1, -1, self.attended_size))
-        y = self.norm(x)
-        return x + self.down(self.activation(self.gate(y)) * self.up(y))
+        mixed = self.o(attended.reshape(1, -1, self.attended_size))
+        if self.parallel:
+            return x + mixed + self._feed(self.norm(x))
+        x = self._add(x, mixed, self.o_norm)
+        return self._add(x, self._feed(self.norm(x)), self.down_norm)
+
+    def _feed(self, y: torch.Tensor) -> torch.Tensor:
+        if self.gate is None:
+            return self.down(self.activation(self.up(y)))
+        return self.down(self.activation(self.gate(y)) * self.up(y))
+
+    def _add(self, x: torch.Tensor, y: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """Add to the residual stream; a norm is on the sum, or in a sandwich on what is added."""
+        if norm is None:
+            return x + y
+        return norm(x + y) if self.placement == "post" else x + norm(y)
 
 
 class Block(nn.Module):
-    """One stored block, in its two pieces."""
+    """One stored block, in its two pieces. rope: which of the decoder's rotations the first one takes, if any."""
 
-    def __init__(self, attention: nn.Module, ffn: nn.Module) -> None:
+    def __init__(self, attention: nn.Module, ffn: nn.Module, rope: int | None = 0) -> None:
         super().__init__()
-        self.attention, self.ffn = attention, ffn
+        self.attention, self.ffn, self.rope = attention, ffn, rope
+
+    def forward(self, x: torch.Tensor, slot: int, start: int, rotations: Sequence[Rotation], attend: nn.Module) -> torch.Tensor:
+        query, key, value = self.attention(x, *(() if self.rope is None else rotations[self.rope]))
+        return self.ffn(x, attend(slot, query, key, value, start))
+
+
+class ConvBlock(nn.Module):
+    """One stored block whose mixer is a short convolution; its slot holds columns instead of keys and values."""
+
+    def __init__(self, conv: ShortConv, ffn: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.ffn = conv, ffn
+
+    def forward(self, x: torch.Tensor, slot: int, start: int, remember: nn.Module) -> torch.Tensor:
+        columns, gate = self.conv(x)
+        return self.ffn(x, self.conv.convolve(remember(slot, columns, start), gate))
 
 
 class Head(nn.Module):
@@ -80,20 +130,28 @@ class Head(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.norm: nn.Module = RmsNorm(spec.hidden_size, spec.norm_eps)
-        self.linear: nn.Module = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        hidden, table = spec.hidden_size, spec.table_size
+        self.scale, self.softcap = spec.logit_scale, spec.logit_softcap
+        self.norm: nn.Module = stream_norm(spec) if spec.final_norm else nn.Identity()
+        self.project: nn.Module = nn.Identity() if table == hidden else nn.Linear(hidden, table, bias=False)
+        self.linear: nn.Module = nn.Linear(table, spec.vocab_size, bias=spec.head_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.norm(x))
+        logits = self.linear(self.project(self.norm(x)))
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 class Decoder(nn.Module):
     """The whole model. Stored blocks are modules; the schedule calls them, each execution with its own KV slot.
 
-    embedding: tokens int64 [1, T] -> [1, T, hidden]; blocks: stored ones; head: as Head.
+    embedding: tokens int64 [1, T] -> rows of the token table [1, T, table_size]; entry: (those, start) -> [1, T, hidden],
+        None where they are the residual stream already; blocks: stored ones; head: as Head.
     attend: called as attend(slot, query, key, value, start) with query [1, T, heads, head_dim], key and value
         [1, T, kv_heads, head_dim], rotated; it keeps slot's cache and gives [1, T, heads, head_dim].
-    rotary: called as rotary(start, T), gives what the blocks take as cos and sin.
+    remember: as PlainColumns, where there are conv blocks.
+    rotary: one for each of the spec's ropes, called as rotary(start, T), gives what blocks take as cos and sin.
     context: start + T may not exceed it.
     """
 
@@ -104,14 +162,17 @@ class Decoder(nn.Module):
         context: int,
         *,
         embedding: nn.Module,
-        blocks: Iterable[Block],
-        rotary: nn.Module,
+        blocks: Iterable[Block | ConvBlock],
+        rotary: Iterable[nn.Module],
         attend: nn.Module,
         head: nn.Module,
+        entry: nn.Module | None = None,
+        remember: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.schedule, self.context = spec, schedule, context
-        self.embedding, self.rotary, self.attend, self.head = embedding, rotary, attend, head
+        self.embedding, self.rotary, self.attend, self.head = embedding, nn.ModuleList(rotary), attend, head
+        self.entry, self.remember = entry, remember
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
@@ -124,37 +185,14 @@ class Decoder(nn.Module):
         position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
-        cos, sin = self.rotary(position, length)
+        rotations = [tables(position, length) for tables in self.rotary]
         x = self.embedding(tokens)
+        if self.entry is not None:
+            x = self.entry(x, position)
         for slot, stored in enumerate(self.schedule):
-            block = cast("Block", self.blocks[stored])
-            query, key, value = block.attention(x, cos, sin)
-            x = block.ffn(x, self.attend(slot, query, key, value, position))
+            block = self.blocks[stored]
+            if isinstance(block, ConvBlock):
+                x = block(x, slot, position, self.remember)
+            else:
+                x = block(x, slot, position, rotations, self.attend)
         return x
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate channel i with channel i + head_dim / 2. x [1, T, heads, head_dim]; cos, sin [1, T, 1, head_dim], sin signed.
-
-    Source: arXiv:2104.09864, in the half-split order of Hugging Face's weights.
-    """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((second, first), dim=-1) * sin
-
-
-class RotaryTables(nn.Module):
-    """cos and sin of every position: both halves of a head, the first half's sin negated."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-    def __init__(self, rope: RopeSpec, context: int) -> None:
-        super().__init__()
-        angle = torch.outer(torch.arange(context, dtype=torch.float32), torch.tensor(rope.inverse_frequencies))
-        cos, sin = angle.cos() * rope.attention_factor, angle.sin() * rope.attention_factor
-        self.register_buffer("cos", torch.cat((cos, cos), dim=-1))
-        self.register_buffer("sin", torch.cat((-sin, sin), dim=-1))
-
-    def forward(self, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows from `start` on, each [1, T, 1, head_dim]."""
-        return self.cos.narrow(0, start, length)[None, :, None], self.sin.narrow(0, start, length)[None, :, None]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from mobile_export.families.spec import DecoderSpec, Recognised
 from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import PARTS, MatrixPlan, ModelWeights
+from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+from mobile_export.sharing import SharingPlan
 
 GROUP_SIZE = 32  # of the 4-bit column
 
@@ -31,16 +32,16 @@ def part_sizes(weights: ModelWeights) -> tuple[PartSize, ...]:
     """Every part that holds anything, every stored weight once."""
     predicted = weights.predicted_bytes()
     return tuple(
-        _part_size(weights, part, predicted[part])
-        for part in PARTS
+        _part_size(weights, part, size)
+        for part, size in predicted.items()
         if any(weights.part_of(name) == part for name in weights.sources)
     )
 
 
 def _part_size(weights: ModelWeights, part: str, bytes_recipe: int) -> PartSize:
-    names = [name for name in weights.sources if weights.part_of(name) == part]
+    names = [name for name in weights.stored() if weights.part_of(name) == part]
     if part == "norms":
-        count = sum(math.prod(shape) for name in names for shape in weights.sources[name].shapes)
+        count = sum(math.prod(weights.shape(name)) for name in names)
         return PartSize(part, count, 4 * count, 4 * count, 4 * count, bytes_recipe)
     matrices = [weights.matrices[name] for name in names]
     count = sum(m.parameters for m in matrices)
@@ -57,14 +58,12 @@ def _bytes_at(matrix: MatrixPlan, precision: Precision) -> int:
 
 def stored_parameters(weights: ModelWeights) -> int:
     """Parameters of the artifact, every stored weight once."""
-    return sum(math.prod(shape) for source in weights.sources.values() for shape in source.shapes)
+    return sum(math.prod(weights.shape(name)) for name in weights.stored())
 
 
 def executed_parameters(weights: ModelWeights) -> int:
     """Parameters the same network would store with nothing shared: every execution's, and a head of its own."""
-    return sum(
-        math.prod(shape) * weights.executions_of(name) for name, source in weights.sources.items() for shape in source.shapes
-    )
+    return sum(math.prod(weights.shape(name)) * weights.executions_of(name) for name in weights.stored())
 
 
 def bits_per_weight(weights: ModelWeights) -> float:
@@ -79,7 +78,13 @@ def kv_bytes_per_token(spec: DecoderSpec, slots: int, dtype: str) -> int:
     return 2 * slots * spec.num_key_value_heads * row
 
 
+def kv_slots(recognised: Recognised, plan: SharingPlan) -> int:
+    """Executions that keep keys and values: all but those of a short convolution, whose columns do not grow."""
+    kinds = [recognised.spec.blocks[plan.blocks[stored]] for stored in plan.schedule]
+    return sum(kind.mixer == "attention" for kind in kinds)
+
+
 def embedding_share(recognised: Recognised, weights: ModelWeights) -> float:
     """Share of the stored parameters that lie in the token table, and in the head where it has its own."""
-    table = recognised.spec.vocab_size * recognised.spec.hidden_size
+    table = recognised.spec.vocab_size * recognised.spec.table_size
     return table * (1 if weights.plan.tied else 2) / stored_parameters(weights)

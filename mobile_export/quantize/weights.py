@@ -20,7 +20,7 @@ from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
 from mobile_export.quantize.recipe import Precision, Recipe
 from mobile_export.sharing import SharingPlan
 
-EMBEDDING, HEAD = "embedding.weight", "head.linear.weight"
+EMBEDDING, HEAD, POSITIONS = "embedding.weight", "head.linear.weight", "positions.weight"
 PARTS = ("embedding", "head", "blocks", "norms")
 
 
@@ -79,12 +79,12 @@ class ModelWeights:
         return self.checkpoint.tensors[self.sources[name].tensors[0]].where
 
     def float32(self, name: str) -> torch.Tensor:
-        """A weight as float32, its parts stacked along the rows.
+        """A weight as float32, its parts taken out of the file's tensors and stacked along the rows.
 
         Raises:
             InputError: a value that is not finite, or a tensor that is not floating.
         """
-        parts = [read_float32(self.checkpoint.tensors[tensor]) for tensor in self.sources[name].tensors]
+        parts = [take.of(read_float32(self.checkpoint.tensors[tensor])) for tensor, take in self.sources[name].parts()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def quantized(self, name: str) -> QuantizedWeight:
@@ -96,23 +96,35 @@ class ModelWeights:
         return EMBEDDING if place == HEAD and self.plan.tied else place
 
     def part_of(self, name: str) -> str:
-        """The part of the model a weight is billed to: "embedding", "head", "blocks" or "norms" (biases too)."""
+        """The part of the model a weight is billed to.
+
+        "embedding", "head", "blocks", "positions" for a learned table of them, or "norms" (biases and kernels too).
+        """
         if name not in self.matrices:
             return "norms"
-        return {EMBEDDING: "embedding", HEAD: "head"}.get(name, "blocks")
+        kind = name.partition(".")[0]
+        return kind if kind in ("embedding", "head", "positions") else "blocks"
 
     def predicted_bytes(self) -> dict[str, int]:
-        """Part -> bytes of its weights in a .pte, every stored weight once. Says nothing of graph and position tables."""
+        """Part -> bytes of its weights in a .pte, every stored weight once.
+
+        Says nothing of the graph, nor of positions where they are no weights but rotary tables.
+        """
         parts = dict.fromkeys(PARTS, 0)
-        for name, source in self.sources.items():
+        for name in self.stored():
             matrix = self.matrices.get(name)
-            values = sum(math.prod(shape) for shape in source.shapes)
-            parts[self.part_of(name)] += matrix.code_bytes + matrix.scale_bytes if matrix else 4 * values
+            size = matrix.code_bytes + matrix.scale_bytes if matrix else 4 * math.prod(self.shape(name))
+            parts[self.part_of(name)] = parts.get(self.part_of(name), 0) + size
         return parts
 
-    def values_of(self, name: str) -> int:
-        """How many values a weight holds."""
-        return sum(math.prod(shape) for shape in self.sources[name].shapes)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A weight's shape in the graph."""
+        return self.sources[name].shape
+
+    def stored(self) -> tuple[str, ...]:
+        """The weights' names, one for each that is stored: Phi's one norm serves two places of a block."""
+        first = {source: name for name, source in reversed(self.sources.items())}
+        return tuple(name for name, source in self.sources.items() if first[source] == name)
 
     def executions_of(self, name: str) -> int:
         """How many places of the graph use a weight."""
@@ -137,18 +149,24 @@ def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSourc
 def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> Iterable[MatrixPlan]:
     unmatched = {o.match for o in recipe.override}
     for name, source in sources.items():
-        if len(source.shapes[0]) != 2:
+        if len(source.shape) != 2:
             continue
-        precision = {EMBEDDING: recipe.embedding, HEAD: recipe.head}.get(name, recipe.linear)
+        fixed = {EMBEDDING: recipe.embedding, HEAD: recipe.head, POSITIONS: _positions(recipe)}
+        precision = fixed.get(name, recipe.linear)
         for override in recipe.override:
             if fnmatch.fnmatchcase(name, override.match):
                 precision = override.precision
                 unmatched.discard(override.match)
-        rows, columns = sum(shape[0] for shape in source.shapes), source.shapes[0][1]
+        rows, columns = source.shape
         yield MatrixPlan(name, (rows, columns), precision, _uses(name, plan))
     if unmatched:
         match = sorted(unmatched)[0]
         raise InputError(f"recipe {recipe.name}", f"override {match!r} names no matrix", "`inspect` lists their names")
+
+
+def _positions(recipe: Recipe) -> Precision:
+    """A position table's precision: it is small, and nothing is multiplied with it, so it never goes below 8 bits."""
+    return Precision(32) if recipe.embedding.bits == 32 else Precision(8)
 
 
 def _uses(name: str, plan: SharingPlan) -> int:

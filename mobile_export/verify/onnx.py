@@ -27,7 +27,7 @@ from mobile_export.verify.parity import (
     random_text,
     steps,
 )
-from mobile_export.verify.reference import float_activations, onnxruntime_arithmetic, reference_decoder
+from mobile_export.verify.reference import Rules, float_activations, onnxruntime_arithmetic, reference_decoder
 from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
 
 CHUNK = 128  # tokens a longer prompt is fed in
@@ -56,8 +56,8 @@ def verify_onnx(path: Path, weights: ModelWeights, graph: OnnxGraph, context: in
         runtime = OnnxRuntime(path, graph.minimum_onnxruntime)
         return Verification(oracle, len(tokens), (accuracy, *exact_checks(runtime, logits, tokens, max_prompt)))
 
-    def int8_cache() -> PlainAttention:
-        return StaticInt8Cache(_kv_scales(model, path.parent), weights.recognised.spec.head_dim)
+    def int8_cache(rules: Rules) -> PlainAttention:
+        return StaticInt8Cache(rules, _kv_scales(model, path.parent), weights.recognised.spec.head_dim)
 
     decoder = reference_decoder(weights, context, onnxruntime_arithmetic(int8_cache))
     noise = NOISE if graph.activations == "float32" else FLOAT16_NOISE
@@ -90,8 +90,8 @@ class StaticInt8Cache(PlainAttention):
     scales: slot -> key's and value's, float32 (kv_heads * head_dim,).
     """
 
-    def __init__(self, scales: dict[int, tuple[torch.Tensor, torch.Tensor]], head_dim: int) -> None:
-        super().__init__()
+    def __init__(self, rules: Rules, scales: dict[int, tuple[torch.Tensor, torch.Tensor]], head_dim: int) -> None:
+        super().__init__(rules)
         self.scales = {slot: tuple(s.view(1, 1, -1, head_dim) for s in pair) for slot, pair in scales.items()}
 
     def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:

@@ -1,18 +1,32 @@
 """The float32 oracle: transformers where it is installed, written out with every shared block repeated; else our own Decoder.
 
-transformers is not a dependency of the tool. Which of the two was asked is said in the verification.
+transformers is not a dependency of the tool. Which of the two was asked is said in the verification. The config and the
+tensors go to transformers as the file has them, so that what a family reads into them is held against another reader.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from typing import cast
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from mobile_export.quantize.weights import ModelWeights
+from mobile_export.checkpoint.read import read_float32
+from mobile_export.quantize.weights import HEAD, ModelWeights
 from mobile_export.verify.reference import reference_decoder, reference_logits
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+MODEL_TYPES = {"mobilellm": "llama", "RefinedWeb": "falcon", "RefinedWebModel": "falcon"}  # transformers' name for them
+OLD_KEYS = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads"}  # RefinedWeb's
+# Falcon's eager attention adds ALiBi twice; GPT-Neo has no other.
+ATTENTION = {"falcon": "sdpa", "gpt_neo": "eager", "rwkv": "eager"}
+NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "use_cache")
+PER_BLOCK = ("attention_layers", "layer_types", "no_rope_layers")
+NUMBERED = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # the first number in a tensor's name is its block's
 
 
 def float32_oracle(weights: ModelWeights, context: int) -> tuple[str, Callable[[list[int]], torch.Tensor]]:
@@ -20,7 +34,7 @@ def float32_oracle(weights: ModelWeights, context: int) -> tuple[str, Callable[[
     if importlib.util.find_spec("transformers") is None:
         decoder = reference_decoder(weights, context)
         return "plain PyTorch in float32 (transformers is not installed)", lambda tokens: reference_logits(decoder, tokens)
-    model = duplicated_llama(weights)
+    model = written_out(weights)
 
     def logits(tokens: list[int]) -> torch.Tensor:
         with torch.no_grad():
@@ -29,54 +43,89 @@ def float32_oracle(weights: ModelWeights, context: int) -> tuple[str, Callable[[
     return "transformers in float32", logits
 
 
-def duplicated_llama(weights: ModelWeights) -> torch.nn.Module:
-    """A stock LlamaForCausalLM with one layer per execution, every shared block written out, float32.
+def written_out(weights: ModelWeights) -> torch.nn.Module:
+    """transformers' own model with one layer per execution, every shared block written out, float32.
 
-    The reference MobileLLM code is wrong with a KV cache; this is the network it computes without one.
+    The reference MobileLLM code is wrong with a KV cache; a stock Llama is the network it computes without one.
+
+    Raises:
+        RuntimeError: transformers misses a tensor, or gets one it has no place for.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers import AutoModelForCausalLM
 
-    spec, plan, tensors = weights.recognised.spec, weights.plan, weights.checkpoint.tensors
-    keys = ("rope_theta", "rope_scaling", "rope_parameters")
-    rope = {key: weights.checkpoint.config[key] for key in keys if weights.checkpoint.config.get(key) is not None}
-    factors = (rope.get("rope_scaling") or {}).get("factors")  # a GGUF's: transformers has no name for them
-    if factors:
-        del rope["rope_scaling"]
-    config = LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=len(plan.schedule),
-        num_attention_heads=spec.num_attention_heads,
-        num_key_value_heads=spec.num_key_value_heads,
-        head_dim=spec.head_dim,
-        hidden_act=spec.hidden_act,
-        max_position_embeddings=spec.max_position_embeddings,
-        rms_norm_eps=spec.norm_eps,
-        tie_word_embeddings=plan.tied,
-        attention_bias=spec.qkv_bias,
-        mlp_bias=spec.ffn_bias,
-        **rope,
+    config = _config(weights)
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    attention = ATTENTION.get(config.model_type)
+    state = dict(_state(weights, model_class.base_model_prefix))
+    state |= _absent_biases(weights, len(weights.plan.schedule))
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    state = {"model.embed_tokens.weight": weights.float32("embedding.weight")}
-    prefix = "model." if "model.embed_tokens.weight" in tensors else ""
-    for execution, stored in enumerate(plan.schedule):
-        source = f"{prefix}layers.{plan.blocks[stored]}."
-        for name in tensors:
-            if name.startswith(source) and name not in weights.recognised.ignored:
-                state[f"model.layers.{execution}.{name.removeprefix(source)}"] = tensors[name].read().float()
-    state["model.norm.weight"] = weights.float32("head.norm.weight")
-    state["lm_head.weight"] = state["model.embed_tokens.weight"] if plan.tied else weights.float32("head.linear.weight")
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias") and name not in state:  # q, k and v with a bias, o without: attention_bias means all four
-            state[name] = torch.zeros(parameter.shape)
-    model.load_state_dict(state, assign=True, strict=True)
-    rotary = LlamaRotaryEmbedding(config)  # no weights: built on the meta device, it holds no frequencies
-    if factors:
-        cast("torch.Tensor", rotary.inv_freq).div_(torch.tensor(factors))
-    model.model.rotary_emb = rotary
-    model.train(mode=False)
-    return model
+    wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if wrong:
+        raise RuntimeError(f"transformers' {model_class.__name__} does not hold what the checkpoint holds: {wrong[:5]}")
+    factors = (weights.checkpoint.config.get("rope_scaling") or {}).get("factors")
+    if factors:  # a GGUF's: transformers has no name for them
+        cast("torch.Tensor", model.model.rotary_emb.inv_freq).div_(torch.tensor(factors))
+    return model.eval()
+
+
+def _config(weights: ModelWeights) -> PretrainedConfig:
+    """transformers' config for the checkpoint's, with a layer for every execution."""
+    from transformers import AutoConfig
+
+    spec, plan, given = weights.recognised.spec, weights.plan, weights.checkpoint.config
+    values: dict[str, Any] = {key: value for key, value in given.items() if key not in NOT_ARCHITECTURE}
+    if (values.get("rope_scaling") or {}).get("factors"):
+        del values["rope_scaling"]
+    model_type = MODEL_TYPES.get(given["model_type"], given["model_type"])
+    # What the families decide from the tensors, and what transformers reads in the config.
+    values |= {"tie_word_embeddings": plan.tied}
+    if model_type in ("llama", "smollm3"):
+        values |= {"attention_bias": spec.qkv_bias, "mlp_bias": spec.ffn_bias}
+    if model_type == "opt":
+        values |= {"enable_bias": spec.qkv_bias, "layer_norm_elementwise_affine": spec.norm_affine}
+        values |= {"_remove_final_layer_norm": not spec.final_norm}
+    if given["model_type"].startswith("RefinedWeb"):
+        values = {OLD_KEYS.get(key, key): value for key, value in values.items()}
+        values.setdefault("new_decoder_architecture", given["model_type"] == "RefinedWeb")
+    if model_type == "phi3" and (values.get("rope_scaling") or {}).get("type") in ("su", "yarn"):
+        values["rope_scaling"] = {**values["rope_scaling"], "type": "longrope"}  # transformers 5.23 renames it too late
+    if model_type == "rwkv":
+        values["rescale_every"] = 0  # halving the stream meets LayerNorm's eps: another network
+    config = AutoConfig.for_model(model_type, **values)
+    if plan.schedule != tuple(range(len(spec.blocks))):
+        order = [plan.blocks[stored] for stored in plan.schedule]
+        for key in PER_BLOCK:
+            if getattr(config, key, None):
+                setattr(config, key, [getattr(config, key)[block] for block in order])
+        config.num_hidden_layers = len(order)
+    return config
+
+
+def _state(weights: ModelWeights, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the file under transformers' name, once for each execution of its block."""
+    plan, tensors = weights.plan, weights.checkpoint.tensors
+    heads = weights.recognised.weights[HEAD].tensors if HEAD in weights.recognised.weights else ()
+    unused = {*weights.recognised.ignored, *(heads if plan.tied else ())}
+    bare = not any(name.startswith(f"{prefix}.") for name in tensors)
+    for name, tensor in tensors.items():
+        if name in unused:
+            continue
+        whole = f"{prefix}.{name}" if bare and name not in heads and not name.startswith("lm_head.") else name
+        numbered = NUMBERED.match(whole)
+        if numbered is None:
+            yield whole, read_float32(tensor)
+            continue
+        start, block, rest = numbered.groups()
+        for execution, stored in enumerate(plan.schedule):
+            if plan.blocks[stored] == int(block):
+                yield f"{start}{execution}{rest}", read_float32(tensor)
+
+
+def _absent_biases(weights: ModelWeights, layers: int) -> dict[str, torch.Tensor]:
+    """Zeros where a Llama has biases on query, key and value and none on the output: its attention_bias means all four."""
+    spec = weights.recognised.spec
+    if spec.family not in ("llama", "mobilellm") or not spec.qkv_bias or spec.o_bias:
+        return {}
+    return {f"model.layers.{i}.self_attn.o_proj.bias": torch.zeros(spec.hidden_size) for i in range(layers)}

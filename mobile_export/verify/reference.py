@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,12 @@ from torch import nn
 
 from mobile_export.emit.onnx.blocks import block_size
 from mobile_export.model.attention import PlainAttention
-from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head, RotaryTables
-from mobile_export.quantize.weights import EMBEDDING, MatrixPlan, ModelWeights
+from mobile_export.model.attention_rule import AttentionRule, attention_rules
+from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
+from mobile_export.model.entry import Entry, has_entry
+from mobile_export.model.rotary import RotaryTables
+from mobile_export.model.short_conv import PlainColumns, ShortConv
+from mobile_export.quantize.weights import EMBEDDING, POSITIONS, MatrixPlan, ModelWeights
 from mobile_export.verify.quantized_linear import (
     Activations,
     DynamicInt8Linear,
@@ -25,6 +29,8 @@ from mobile_export.verify.quantized_linear import (
     quantize_dequantize_blocks,
     quantize_dequantize_rows,
 )
+
+Rules = Sequence[AttentionRule]
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Arithmetic:
     """
 
     activations: Callable[[MatrixPlan], Activations]
-    int8_cache: Callable[[], PlainAttention]
+    int8_cache: Callable[[Rules], PlainAttention]
 
 
 class Int8CacheAttention(PlainAttention):
@@ -50,7 +56,7 @@ class Int8CacheAttention(PlainAttention):
 EXECUTORCH = Arithmetic(lambda _: quantize_dequantize_rows, Int8CacheAttention)
 
 
-def onnxruntime_arithmetic(int8_cache: Callable[[], PlainAttention]) -> Arithmetic:
+def onnxruntime_arithmetic(int8_cache: Callable[[Rules], PlainAttention]) -> Arithmetic:
     """onnxruntime's: activations in the blocks of the weights they meet. The cache's scales are the file's own."""
     return Arithmetic(lambda matrix: functools.partial(quantize_dequantize_blocks, block=block_size(matrix)), int8_cache)
 
@@ -61,24 +67,22 @@ def reference_decoder(weights: ModelWeights, context: int, arithmetic: Arithmeti
     It holds a byte a quantized parameter, and four a float32 one.
     """
     spec, plan = weights.recognised.spec, weights.plan
-    blocks = []
-    for number in range(len(plan.blocks)):
-        with torch.device("meta"):
-            block = Block(AttentionInput(spec), FeedForward(spec))
-        _fill(block, weights, f"blocks.{number}.", arithmetic)
-        blocks.append(block)
+    blocks = [_block(weights, number, arithmetic) for number in range(len(plan.blocks))]
     with torch.device("meta"):
         head = Head(spec)
     _fill(head, weights, "head.", arithmetic)
+    rules = attention_rules(spec, plan.blocks, plan.schedule)
     quantized_cache = weights.recipe.kv.dtype == "int8"
     return Decoder(
         spec,
         plan.schedule,
         context,
-        embedding=_embedding(weights),
+        embedding=_table(weights, EMBEDDING),
+        entry=_entry(weights, arithmetic) if has_entry(spec) else None,
         blocks=blocks,
-        rotary=RotaryTables(spec.rope, context),
-        attend=arithmetic.int8_cache() if quantized_cache else PlainAttention(),
+        rotary=[RotaryTables(rope, context) for rope in spec.ropes],
+        attend=arithmetic.int8_cache(rules) if quantized_cache else PlainAttention(rules),
+        remember=PlainColumns(spec) if spec.conv_kernel else None,
         head=head,
     ).eval()
 
@@ -95,10 +99,32 @@ def float_activations(decoder: Decoder) -> Iterator[None]:
         linear.activations = activations
 
 
+def _block(weights: ModelWeights, number: int, arithmetic: Arithmetic) -> Block | ConvBlock:
+    spec = weights.recognised.spec
+    kind = spec.blocks[weights.plan.blocks[number]]
+    block: Block | ConvBlock
+    with torch.device("meta"):
+        ffn = FeedForward(spec, kind)
+        block = ConvBlock(ShortConv(spec), ffn) if kind.mixer == "conv" else Block(AttentionInput(spec, kind), ffn, kind.rope)
+    _fill(block, weights, f"blocks.{number}.", arithmetic)
+    return block
+
+
+def _entry(weights: ModelWeights, arithmetic: Arithmetic) -> Entry:
+    with torch.device("meta"):
+        entry = Entry(weights.recognised.spec)
+    if entry.positions is not None:
+        entry.positions = _table(weights, POSITIONS)
+    _fill(entry, weights, "embedding.", arithmetic)
+    return entry
+
+
 def _fill(piece: nn.Module, weights: ModelWeights, prefix: str, arithmetic: Arithmetic) -> None:
     """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
     for name, module in list(piece.named_modules()):
-        for parameter, _ in list(module.named_parameters(recurse=False)):
+        for parameter, empty in list(module.named_parameters(recurse=False)):
+            if not empty.is_meta:
+                continue  # the position table, which is no part of the entry by name
             source = weights.source_of(f"{prefix}{name}.{parameter}")
             matrix = weights.matrices.get(source)
             if matrix is None or matrix.precision.bits == 32:
@@ -110,10 +136,10 @@ def _fill(piece: nn.Module, weights: ModelWeights, prefix: str, arithmetic: Arit
             piece.set_submodule(name, DynamicInt8Linear(weights.quantized(source), module.bias, activations))
 
 
-def _embedding(weights: ModelWeights) -> nn.Module:
-    if weights.matrices[EMBEDDING].precision.bits == 32:
-        return nn.Embedding.from_pretrained(weights.float32(EMBEDDING))
-    return QuantizedEmbedding(weights.quantized(EMBEDDING))
+def _table(weights: ModelWeights, name: str) -> nn.Module:
+    if weights.matrices[name].precision.bits == 32:
+        return nn.Embedding.from_pretrained(weights.float32(name))
+    return QuantizedEmbedding(weights.quantized(name))
 
 
 def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:

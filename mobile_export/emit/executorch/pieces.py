@@ -19,7 +19,8 @@ from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor 
 
 from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.families.spec import DecoderSpec
-from mobile_export.model.decoder import RmsNorm, RotaryTables
+from mobile_export.model.norms import RmsNorm
+from mobile_export.model.rotary import RotaryTables
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.recipe import Precision
 
@@ -38,6 +39,7 @@ class RmsNormAsProduct(nn.Module):
 
     def __init__(self, norm: RmsNorm) -> None:
         super().__init__()
+        assert norm.weight is not None
         size = norm.weight.numel()
         self.weight = norm.weight
         self.register_buffer("mean_row", torch.full((1, size), 1.0 / size))
@@ -73,7 +75,7 @@ class JoinedRotaryTables(RotaryTables):
     """RotaryTables for JoinedAttentionInput: cos and sin [1, T, heads + 2 * kv_heads, head_dim], 1 and 0 for value."""
 
     def __init__(self, spec: DecoderSpec, context: int) -> None:
-        super().__init__(spec.rope, context)
+        super().__init__(spec.ropes[0], context)
         self.rotated, self.plain = spec.num_attention_heads + spec.num_key_value_heads, spec.num_key_value_heads
 
     def forward(self, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:

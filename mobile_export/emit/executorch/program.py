@@ -20,6 +20,7 @@ from torch.export import Dim, ExportedProgram, export
 from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention
 from mobile_export.emit.executorch.delegates import lower_pieces
 from mobile_export.emit.executorch.embedding import gather
+from mobile_export.emit.executorch.lowerable import check_lowerable
 from mobile_export.emit.executorch.lowering import EDGE
 from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.pieces import SCALE, JoinedRotaryTables, SplitHeads, as_bytes, digest
@@ -72,10 +73,11 @@ def build_program(
     Args:
         say: told what is under way, a line at a time.
     Raises:
-        InputError: a weight that cannot be read or is not finite.
+        InputError: a graph this emitter does not lower, a weight that cannot be read or is not finite.
         UsageError: int8 KV with core attention.
     """
     spec, plan = weights.recognised.spec, weights.plan
+    check_lowerable(spec, options.max_context)
     attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
     pieces = lower_pieces(weights, options.max_prompt, say)
     delegates = pieces.delegates
@@ -89,7 +91,7 @@ def build_program(
             Block(SplitHeads(delegates[f"blocks.{i}.attention."], spec), delegates[f"blocks.{i}.ffn."])
             for i in range(len(plan.blocks))
         ],
-        rotary=rotary,
+        rotary=[rotary],
         attend=attend,
         head=delegates["head."],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mobile_export.errors import InputError
 from mobile_export.quantize.weights import MatrixPlan, ModelWeights
 
@@ -45,7 +47,8 @@ def stored_bytes(matrix: MatrixPlan, float_bytes: int) -> int:
 def predicted_bytes(weights: ModelWeights, float_bytes: int) -> dict[str, int]:
     """Part -> bytes of its weights in model.onnx.data. float_bytes: as stored_bytes."""
     parts = dict.fromkeys(weights.predicted_bytes(), 0)
-    for name in weights.sources:
+    for name in weights.stored():
         matrix = weights.matrices.get(name)
-        parts[weights.part_of(name)] += stored_bytes(matrix, float_bytes) if matrix else float_bytes * weights.values_of(name)
+        size = stored_bytes(matrix, float_bytes) if matrix else float_bytes * math.prod(weights.shape(name))
+        parts[weights.part_of(name)] += size
     return parts

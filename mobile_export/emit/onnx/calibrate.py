@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from mobile_export.emit.onnx.decoder_graph import KvScales, OnnxOptions
+from mobile_export.emit.onnx.decoder_graph import OnnxOptions
+from mobile_export.emit.onnx.operators import KvScales
 from mobile_export.emit.onnx.program import FILE, write_program
 from mobile_export.quantize.weights import ModelWeights
 

@@ -11,7 +11,14 @@ from mobile_export.emit.onnx.weights_file import Range, WeightsFile
 
 MICROSOFT = "com.microsoft"
 CONTRIB = frozenset(
-    {"FusedMatMul", "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"}
+    {
+        "FusedMatMul",
+        "GatherBlockQuantized",
+        "GroupQueryAttention",
+        "MatMulNBits",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
 )
 INLINE_BYTES = 1024  # what is smaller lies in the graph itself, where shape inference can read it
 

@@ -52,24 +52,22 @@ class Matrices:
         bias_input = [None, None, added] if added else []
         return self.writer.node("MatMulNBits", [*inputs, *bias_input], name, attributes, f"{source}, {matrix.precision}")
 
-    def gather(self, tokens: ir.Value, name: str) -> ir.Value:
-        """Rows of the token table: int64 [batch, T] -> [batch, T, hidden]."""
-        matrix = self.weights.matrices[EMBEDDING]
+    def gather(self, table: str, rows: ir.Value, name: str) -> ir.Value:
+        """Rows, int64 [batch, T], of a table named as a weight -> [batch, T, columns]."""
+        matrix = self.weights.matrices[table]
         if matrix.precision.bits == 32:
-            return self.writer.node("Gather", (self._float_table(), tokens), name, {"axis": 0}, EMBEDDING)
-        rows = matrix.shape[0]
+            return self.writer.node("Gather", (self._float_table(table), rows), name, {"axis": 0}, table)
+        count = matrix.shape[0]
         # A name of its own for the bytes the head multiplies with: a Reshape would be folded into a copy in memory.
-        codes, scales = self._initializers(
-            EMBEDDING, f"{EMBEDDING}.rows", f"{EMBEDDING}.scales", (rows, matrix.code_bytes // rows)
-        )
+        codes, scales = self._initializers(table, f"{table}.rows", f"{table}.scales", (count, matrix.code_bytes // count))
         attributes = {
             "bits": matrix.precision.bits,
             "block_size": block_size(matrix),
             "gather_axis": 0,
             "quantize_axis": 1,
         }
-        doc = f"{EMBEDDING}, {matrix.precision}"
-        return self.writer.node("GatherBlockQuantized", (codes, tokens, scales), name, attributes, doc)
+        doc = f"{table}, {matrix.precision}"
+        return self.writer.node("GatherBlockQuantized", (codes, rows, scales), name, attributes, doc)
 
     def _initializers(self, source: str, codes: str, scales: str, shape: tuple[int, ...]) -> tuple[ir.Value, ir.Value]:
         """A matrix's codes under a name and a shape, and its scales [N, blocks]."""
@@ -98,13 +96,14 @@ class Matrices:
     def _bias(self, name: str) -> ir.Value:
         return self.writer.floats(name, self.weights.float32(name).numpy(), self.weights.part_of(name))
 
-    def _float_table(self) -> ir.Value:
+    def _float_table(self, name: str) -> ir.Value:
         known = self.writer.initializers
-        return known.get(EMBEDDING) or self.writer.constant(EMBEDDING, self.weights.float32(EMBEDDING).numpy(), "embedding")
+        return known.get(name) or self.writer.constant(name, self.weights.float32(name).numpy(), self.weights.part_of(name))
 
     def _float_linear(self, x: ir.Value, source: str, name: str, bias: ir.Value | None) -> ir.Value:
         if source == EMBEDDING:  # [V, hidden], as the gather needs it; a Transpose would be folded into a copy in memory
-            return self.writer.node("FusedMatMul", (x, self._float_table()), name, {"transB": 1}, source)
+            product = self.writer.node("FusedMatMul", (x, self._float_table(source)), name, {"transB": 1}, source)
+            return self.writer.node("Add", (product, bias), f"{name}.bias") if bias else product
         known = self.writer.initializers
         if source not in known:
             self.writer.constant(source, self.weights.float32(source).numpy().T, self.weights.part_of(source))

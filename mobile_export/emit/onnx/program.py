@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from mobile_export import __version__
 from mobile_export.emit.onnx.blocks import check_blocks
-from mobile_export.emit.onnx.decoder_graph import FLOATS, DecoderGraph, KvScales, OnnxOptions
+from mobile_export.emit.onnx.decoder_graph import FLOATS, DecoderGraph, OnnxOptions
 from mobile_export.emit.onnx.graph import GraphWriter
+from mobile_export.emit.onnx.operators import KvScales
 from mobile_export.emit.onnx.weights_file import WeightsFile
 from mobile_export.quantize.weights import PARTS, ModelWeights
 
