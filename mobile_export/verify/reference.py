@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
 from mobile_export.model.entry import Entry, has_entry
 from mobile_export.model.rotary import RotaryTables
+from mobile_export.model.rwkv import RwkvBlock, RwkvDecoder, RwkvHead
 from mobile_export.model.short_conv import PlainColumns, ShortConv
 from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding, quantize_dequantize_rows
@@ -32,7 +34,7 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
 
     It holds a byte a quantized parameter, and four a float32 one.
     """
-    spec, plan = weights.recognised.spec, weights.plan
+    spec, plan = weights.recognised.decoder, weights.plan
     blocks = [_block(weights, number) for number in range(len(plan.blocks))]
     with torch.device("meta"):
         head = Head(spec)
@@ -53,8 +55,30 @@ def reference_decoder(weights: ModelWeights, context: int) -> Decoder:
     ).eval()
 
 
-def _block(weights: ModelWeights, number: int) -> Block | ConvBlock:
+def reference_rwkv(weights: ModelWeights) -> RwkvDecoder:
+    """reference_decoder for RWKV."""
     spec = weights.recognised.spec
+    assert isinstance(spec, RwkvSpec)
+    with torch.device("meta"):
+        blocks = [RwkvBlock(spec) for _ in weights.plan.blocks]
+        entry, head = nn.ModuleDict({"norm": nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)}), RwkvHead(spec)
+    for number, block in enumerate(blocks):
+        _fill(block, weights, f"blocks.{number}.")
+    _fill(entry, weights, "embedding.")
+    _fill(head, weights, "head.")
+    embedding = _table(weights, EMBEDDING)
+    model = RwkvDecoder(spec, weights.plan.schedule, embedding=embedding, norm=entry["norm"], blocks=blocks, head=head)
+    return model.eval()
+
+
+def reference_model(weights: ModelWeights, context: int) -> Decoder | RwkvDecoder:
+    """The reference of whatever family a checkpoint is."""
+    recurrent = isinstance(weights.recognised.spec, RwkvSpec)
+    return reference_rwkv(weights) if recurrent else reference_decoder(weights, context)
+
+
+def _block(weights: ModelWeights, number: int) -> Block | ConvBlock:
+    spec = weights.recognised.decoder
     kind = spec.blocks[weights.plan.blocks[number]]
     block: Block | ConvBlock
     with torch.device("meta"):
@@ -66,7 +90,7 @@ def _block(weights: ModelWeights, number: int) -> Block | ConvBlock:
 
 def _entry(weights: ModelWeights) -> Entry:
     with torch.device("meta"):
-        entry = Entry(weights.recognised.spec)
+        entry = Entry(weights.recognised.decoder)
     if entry.positions is not None:
         entry.positions = _table(weights, POSITIONS)
     _fill(entry, weights, "embedding.")
@@ -95,10 +119,11 @@ def _table(weights: ModelWeights, name: str) -> nn.Module:
     return QuantizedEmbedding(weights.quantized(name))
 
 
-def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+def reference_logits(decoder: Decoder | RwkvDecoder, tokens: list[int]) -> torch.Tensor:
     """Logits of every position in one uncached pass, float32 [T, vocab]."""
-    assert isinstance(decoder.attend, PlainAttention)
-    decoder.attend.forget()
+    if isinstance(decoder, Decoder):
+        assert isinstance(decoder.attend, PlainAttention)
+        decoder.attend.forget()
     with torch.no_grad():
         stream = decoder.hidden(torch.tensor([tokens]), torch.zeros(1, dtype=torch.int64))
         return decoder.head(stream)[0]
