@@ -68,7 +68,7 @@ def export_stock(weights: ModelWeights, options: PteOptions, out: Path) -> Stock
     with torch.no_grad():
         program = torch.export.export(decoder, (tokens, start), dynamic_shapes=(dynamic, {}), strict=False)
     exported = time.perf_counter()
-    methods = constant_methods(weights.recognised.spec, weights.plan, options, None, ())
+    methods = constant_methods(weights.recognised.decoder, weights.plan, options, None, ())
     edge = to_edge_transform_and_lower(
         program, partitioner=[XnnpackPartitioner()], compile_config=EDGE, constant_methods=methods
     )
@@ -105,7 +105,7 @@ def build_stock_decoder(weights: ModelWeights, options: PteOptions) -> nn.Module
     from mobile_export.model.rotary import RotaryTables
     from mobile_export.quantize.weights import EMBEDDING, HEAD
 
-    spec, plan = weights.recognised.spec, weights.plan
+    spec, plan = weights.recognised.decoder, weights.plan
     with torch.device("meta"):
         blocks = [Block(AttentionInput(spec), FeedForward(spec)) for _ in plan.blocks]
         head = Head(spec)

@@ -7,6 +7,7 @@ model/       4 build     spec + weights -> Decoder; decoder.py, rwkv.py
 quantize/    5 quantize  weights + recipe -> QuantizedWeight; one file per quantizer
 emit/        6 emit      spec, plan, quantized weights -> artifact; executorch/, onnx/, coreml/
 verify/      7 verify    artifact + checkpoint -> parity; one file per runtime, the Core ML interpreter
+audit/       7 audit     a finished file alone -> payloads stored twice, matrices left in float; one file per format
 measure/     8 measure   artifact -> Profile; host.py, adb.py, runner/ (C++)
 budget/      9 check     manifest + Profile + phone -> Verdict; memory.py, latency.py, phones.toml
 cli/         parse, call the steps, print; one file per verb: the only place that knows all nine

@@ -37,12 +37,16 @@ class Part:
 
 @dataclass(frozen=True, config=STRICT)
 class KvCacheSize:
-    """The KV cache: one slot per execution."""
+    """What is kept of the text: keys and values, one slot per execution, and a state that does not grow.
+
+    state_bytes: columns of short convolutions, RWKV's rows.
+    """
 
     dtype: str
     slots: int
     bytes_per_token: int
     bytes_at_max_context: int
+    state_bytes: int
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -89,6 +93,7 @@ class OnnxGraph:
 
     activations: "float32" or "float16". all_logits: of every position, not of the last alone.
     operators: operator -> nodes.
+    runs_in_genai: onnxruntime-genai runs the folder as it is; it knows no state beside keys and values.
     minimum_onnxruntime: the first version that runs it; one_copy_onnxruntime: that packs a shared block once, too.
     """
 
@@ -97,6 +102,7 @@ class OnnxGraph:
     operators: dict[str, int]
     minimum_onnxruntime: str
     one_copy_onnxruntime: str
+    runs_in_genai: bool
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -165,7 +165,7 @@ def _find_equal_blocks(
     tensors: Mapping[str, StoredTensor], recognised: Recognised, warnings: list[str]
 ) -> tuple[tuple[int, ...], tuple[int, ...], str]:
     """Stored blocks, the file's order over them, and the evidence."""
-    kinds = recognised.spec.blocks
+    kinds = recognised.kinds
     parts = [_block(tensors, recognised.weights, i) for i in range(len(kinds))]
     samples = {tensor.name: _sample(tensor) for block in parts for tensor in block.values()}
     stored: list[int] = []

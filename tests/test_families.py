@@ -370,7 +370,7 @@ def test_an_unknown_model_type_lists_what_is_supported(tmp_path, asked, then):
     folder = edit_config(write_llama(tmp_path), model_type=asked)
     supported = (
         "supported: RefinedWeb, RefinedWebModel, bloom, falcon, gemma3_text, gpt2, gpt_neo, gpt_neox, lfm2, llama, "
-        "llama4_text, mobilellm, opt, phi, phi3, qwen2, qwen3, smollm3"
+        "llama4_text, mobilellm, opt, phi, phi3, qwen2, qwen3, rwkv, smollm3"
     )
     assert refusal(folder) == f"config.json: model_type {asked!r} is not supported; {then}{supported}"
 

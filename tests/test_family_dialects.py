@@ -150,10 +150,10 @@ def test_the_tensors_decide_the_tie(tmp_path, model_type, flag):
 
     def head(values):
         def edit(tensors):
-            for key in ("lm_head.weight", "embed_out.weight"):
+            for key in ("lm_head.weight", "embed_out.weight", "head.weight"):
                 tensors.pop(key, None)
             if values is not None:
-                tensors["lm_head.weight"] = values(tensors[table])
+                tensors["head.weight" if model_type == "rwkv" else "lm_head.weight"] = values(tensors[table])
 
         return edit
 
@@ -279,6 +279,7 @@ def test_lfm2s_width_follows_from_the_block_keys(tmp_path, written_as, size):
         ("llama4-r1", {"use_qk_norm": "yes"}, "config.json: use_qk_norm is 'yes'; write true or false"),
         ("lfm2", {"layer_types": ["conv", "mamba", "conv"]},
          "config.json: layer_types holds 'mamba', which this family does not compute; supported: full_attention, conv"),
+        ("rwkv4", {"hidden_size": None}, f"config.json: hidden_size is missing; {COMPARE}"),
         ("falcon-new", {"num_kv_heads": 3},
          "config.json: num_attention_heads 4 is not a multiple of num_kv_heads 3; "
          "check both against the checkpoint's own config.json"),
@@ -306,6 +307,7 @@ def test_a_layer_type_that_is_no_text(tmp_path):
             "gemma3_text": ("num_hidden_layers", "head_dim"),
             "lfm2": ("num_hidden_layers", "conv_L_cache", "intermediate_size"),
             "llama4_text": ("num_hidden_layers", "intermediate_size_mlp"),
+            "rwkv": ("num_hidden_layers", "hidden_size", "attention_hidden_size", "intermediate_size"),
         }.items()
         for key in keys
     ],

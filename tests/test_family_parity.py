@@ -18,11 +18,12 @@ from mobile_export.quantize.recipe import read_recipe
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
 from mobile_export.verify.oracle import float32_oracle, written_out
-from mobile_export.verify.reference import reference_decoder
 from mobile_export.verify.reference import reference_logits as logits_of
+from mobile_export.verify.reference import reference_model
 
 LIMIT = 1e-5  # of the largest logit; transformers' own cached decode differs from its prefill by up to 1.7e-6
 CONTEXT = 64
+HEADS = {"embed_out.weight", "head.weight", "lm_head.weight"}  # each family has one of them
 ONE_OF_EACH = list({tiny.model_type: name for name, tiny in FAMILIES.items()}.values())
 
 
@@ -39,7 +40,20 @@ def error(got, expected):
 
 
 def ours(weights):
-    return logits_of(reference_decoder(weights, CONTEXT), TOKENS)
+    return logits_of(reference_model(weights, CONTEXT), TOKENS)
+
+
+def cached(weights, chunks):
+    """Logits of every position, fed in chunks after one another; an earlier sequence has left something behind."""
+    model = reference_model(weights, CONTEXT)
+    logits_of(model, TOKENS[::-1])
+    start, found = 0, []
+    with torch.no_grad():
+        for length in chunks:
+            stream = model.hidden(torch.tensor([TOKENS[start : start + length]]), torch.tensor([start]))
+            found.append(model.head(stream)[0])
+            start += length
+    return torch.cat(found)
 
 
 def transformers_logits(model):
@@ -58,15 +72,7 @@ def test_a_family_computes_what_transformers_computes(name):
 @pytest.mark.parametrize("chunks", [[1] * 40, [17, 8, *[1] * 15], [3, 30, 7]], ids=["steps", "mixed", "chunks"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cached_decode_is_the_uncached_forward_of_transformers(name, chunks):
-    decoder = reference_decoder(weights_of(written(name)), CONTEXT)
-    logits_of(decoder, TOKENS[::-1])  # what an earlier sequence left behind must not show
-    start, found = 0, []
-    with torch.no_grad():
-        for length in chunks:
-            stream = decoder.hidden(torch.tensor([TOKENS[start : start + length]]), torch.tensor([start]))
-            found.append(decoder.head(stream)[0])
-            start += length
-    assert error(torch.cat(found), reference_logits(name)) < LIMIT
+    assert error(cached(weights_of(written(name)), chunks), reference_logits(name)) < LIMIT
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -110,8 +116,8 @@ def test_a_head_that_differs_from_the_embedding_counts_whatever_the_flag_says(tm
     head.weight = torch.nn.Parameter(model.get_input_embeddings().weight + 0.05)
 
     def store(tensors):
-        name = "embed_out.weight" if "embed_out.weight" in tensors else "lm_head.weight"
-        tensors[name] = head.weight.detach().clone()
+        stored = HEADS & set(tensors) or {"lm_head.weight"}
+        tensors[stored.pop()] = head.weight.detach().clone()
 
     for flag in (True, False, None):
         weights = weights_of(write_family(tmp_path / str(flag), name, edit=store, tie_word_embeddings=flag))
@@ -134,7 +140,7 @@ def test_the_tools_oracle_is_the_model_itself(tmp_path, name, old):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_schedule_runs_every_block_by_its_own_rule(name):
     """Against transformers with every execution written out: a window, a rotation or a mixer stays with its block."""
-    blocks = len(recognise(open_checkpoint(str(written(name)))).spec.blocks)
+    blocks = len(recognise(open_checkpoint(str(written(name)))).kinds)
     schedule = "1,0,0,1" if blocks == 2 else "0,2,1,1,2"
     weights = weights_of(written(name), schedule)
     got = ours(weights)
@@ -255,6 +261,8 @@ def swapped(first, second):
         for name in found.weights:
             if first in name:
                 other = name.replace(first, second)
+                if other not in found.weights:
+                    continue
                 weights[name], weights[other] = found.weights[other], found.weights[name]
         return dataclasses.replace(found, weights=weights)
 
@@ -270,6 +278,11 @@ def key_before_query(name, source):
 
 def as_stored(_, source):
     return dataclasses.replace(source, takes=())
+
+
+def as_stored_values(_, source):
+    takes = tuple(dataclasses.replace(take, value="stored") for take in source.takes)
+    return dataclasses.replace(source, takes=takes)
 
 
 @pytest.mark.parametrize(
@@ -330,6 +343,10 @@ def as_stored(_, source):
         ("llama4-chunks", rotating_all),
         ("lfm2", kinds(qk_norm="none")),
         ("lfm2-biased", spec(conv_bias=False)),
+        ("rwkv4", sources(as_stored_values)),
+        ("rwkv4", swapped("mix_key", "mix_value")),
+        ("rwkv4", swapped("attention.norm", "ffn.norm")),
+        ("rwkv4", spec(final_norm_eps=1e-2)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -31,6 +31,7 @@ REFUSED = {
     "phi4-mini": "rotates part of a head",
     "llama4-r1": "norms query and key",
     "llama4-chunks": "attends within chunks",
+    "rwkv4": "is recurrent",
     "lfm2": "mixes by a short convolution",
 }
 

@@ -47,7 +47,7 @@ MANIFEST = Manifest(
     executed_parameters=160_320,
     bits_per_weight=4.5,
     parts=[Part("blocks", 900_000, 899_000), Part("graph", 100_000, None)],
-    kv_cache=KvCacheSize("float32", 4, 1024, 262_144),
+    kv_cache=KvCacheSize("float32", 4, 1024, 262_144, 0),
     matrices={"embedding.weight": "8-bit, per channel", "blocks.0.ffn.o.weight": "4-bit, group 32"},
     pte=PteGraph(128, "custom", {"aten.embedding.default": 1}, 3, 9, {"get_max_context_len": 256, "get_eos_ids": [2]}),
     onnx=None,
@@ -69,7 +69,7 @@ ONNX = dataclasses.replace(
     format="onnx",
     files=[FileDigest("model.onnx", 1_000, "ab" * 32), FileDigest("model.onnx.data", 999_000, "cd" * 32)],
     pte=None,
-    onnx=OnnxGraph("float32", False, {"MatMulNBits": 11}, "1.24", "1.28"),
+    onnx=OnnxGraph("float32", False, {"MatMulNBits": 11}, "1.24", "1.28", True),
 )
 
 

@@ -32,6 +32,7 @@ FALCON = {**SIZES, "max_position_embeddings": POSITIONS}
 PHI3 = {**LLAMA, "pad_token_id": 0, "original_max_position_embeddings": POSITIONS}
 LLAMA4 = {**LLAMA, "num_hidden_layers": 3, "head_dim": 16, "intermediate_size_mlp": 96, "moe_layers": []}
 LFM2 = {**LLAMA, "num_hidden_layers": 3, "block_multiple_of": 32, "norm_eps": 1e-3}
+RWKV = {"hidden_size": 64, "num_hidden_layers": 2, "context_length": POSITIONS, "rescale_every": 0}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
@@ -156,6 +157,8 @@ FAMILIES: dict[str, Tiny] = {
         {**LFM2, "layer_types": ["full_attention", "conv", "full_attention"], "conv_bias": True, "conv_L_cache": 4,
          "block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
     ),
+    "rwkv4": Tiny("rwkv", RWKV, {"attention_hidden_size": None, "intermediate_size": None, "rescale_every": 1}),
+    "rwkv4-narrow": Tiny("rwkv", {**RWKV, "attention_hidden_size": 32, "intermediate_size": 96}),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from mobile_export.manifest import read_manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
 if TYPE_CHECKING:
+    from mobile_export.families.spec import DecoderSpec, RwkvSpec
     from mobile_export.quantize.weights import ModelWeights
 
 
@@ -75,6 +76,7 @@ def inspection(weights: ModelWeights) -> dict[str, Any]:
         "parts": [dataclasses.asdict(part) for part in sizes.part_sizes(weights)],
         "matrices": {name: str(matrix.precision) for name, matrix in weights.matrices.items()},
         "kv_bytes_per_token": {dtype: sizes.kv_bytes_per_token(spec, slots, dtype) for dtype in ("float32", "int8")},
+        "state_bytes": sizes.state_bytes(weights.recognised, plan),
         "warnings": [*weights.checkpoint.warnings, *plan.warnings],
     }
 
@@ -100,13 +102,12 @@ def page(weights: ModelWeights, facts: dict[str, Any]) -> str:
             *(megabytes(sum(column)) if None not in column else "-" for column in totals),
         )
     )
-    kv = facts["kv_bytes_per_token"]
     context = min(1024, spec.max_position_embeddings)
     order = f"{plan.order}: {plan.schedule_evidence}"
     return "\n".join(
         [
             f"{weights.checkpoint.source}: {spec.family}, {counted(len(plan.blocks), 'block')} of {spec.hidden_size}, "
-            f"{spec.num_attention_heads} heads ({spec.num_key_value_heads} for key and value) of {spec.head_dim}, "
+            f"{_mixing(spec)}, "
             f"feed-forward {spec.intermediate_size}, vocabulary {spec.vocab_size:,}, "
             f"{spec.max_position_embeddings:,} positions",
             f"licence    {weights.checkpoint.licence or 'not stated'}",
@@ -115,14 +116,32 @@ def page(weights: ModelWeights, facts: dict[str, Any]) -> str:
             f"the embedding holds {100 * facts['embedding_share']:.1f} % of the stored ones",
             f"head       {'tied to the embedding' if plan.tied else 'of its own'} ({plan.tied_evidence})",
             f"schedule   {counted(len(plan.blocks), 'block')} stored, {counted(len(plan.schedule), 'execution')} ({order})",
-            f"kv cache   {kv['float32']:,} bytes a token in float32, {kv['int8']:,} in int8; at {context:,} tokens "
-            f"{mebibytes(kv['float32'] * context)} and {mebibytes(kv['int8'] * context)}",
+            *_kept(facts, context),
             "",
             table(("part", "parameters", "fp16", "8 bits", "4 bits", f"recipe {facts['recipe']}"), rows),
             "",
             *precision_lines(facts["matrices"]),
         ]
     )
+
+
+def _mixing(spec: DecoderSpec | RwkvSpec) -> str:
+    """How positions are mixed, in numbers."""
+    from mobile_export.families.spec import RwkvSpec
+
+    if isinstance(spec, RwkvSpec):
+        return f"a state of {spec.state_size:,} values each"
+    return f"{spec.num_attention_heads} heads ({spec.num_key_value_heads} for key and value) of {spec.head_dim}"
+
+
+def _kept(facts: dict[str, Any], context: int) -> list[str]:
+    """What executions keep of the text: lines for a cache that grows with it, and for a state that does not."""
+    kv, state = facts["kv_bytes_per_token"], facts["state_bytes"]
+    lines = [f"state      {state:,} bytes, whatever the length of the text"] if state else []
+    if kv["float32"]:
+        line = f"kv cache   {kv['float32']:,} bytes a token in float32, {kv['int8']:,} in int8; at {context:,} tokens "
+        lines.insert(0, line + f"{mebibytes(kv['float32'] * context)} and {mebibytes(kv['int8'] * context)}")
+    return lines
 
 
 _COLUMNS = ("bytes_fp16", "bytes_8_bit", "bytes_4_bit", "bytes_recipe")

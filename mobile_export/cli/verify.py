@@ -16,7 +16,7 @@ from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
 from mobile_export.manifest import Manifest, read_manifest
 
 if TYPE_CHECKING:
-    from mobile_export.families.spec import DecoderSpec
+    from mobile_export.families.spec import DecoderSpec, RwkvSpec
     from mobile_export.quantize.weights import ModelWeights
     from mobile_export.verify.verdict import Verification
 
@@ -69,7 +69,7 @@ def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verific
     return verify_pte(path, weights, manifest.pte, manifest.max_context)
 
 
-def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec, against: str) -> None:
+def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec | RwkvSpec, against: str) -> None:
     """Refuse a checkpoint of another shape; its values are what verification compares."""
     given = json.loads(json.dumps(dataclasses.asdict(spec)))
     differs = next((name for name in given if given[name] != manifest.spec.get(name)), None)

@@ -25,9 +25,10 @@ from mobile_export.families import (
     phi3,
     qwen2,
     qwen3,
+    rwkv,
     smollm3,
 )
-from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, SharingFlags, WeightSource
+from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, RwkvSpec, SharingFlags, WeightSource
 from mobile_export.families.take import Rows, Take
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Recognised",
     "RopeSpec",
     "Rows",
+    "RwkvSpec",
     "SharingFlags",
     "Take",
     "WeightSource",
@@ -60,6 +62,7 @@ FAMILIES = (
     gpt_neox,
     bloom,
     falcon,
+    rwkv,
 )
 
 
@@ -105,7 +108,7 @@ def _check_tensors(checkpoint: Checkpoint, recognised: Recognised) -> None:
         raise InputError(checkpoint.source, what, "check num_hidden_layers and model_type, or remove what is not a weight")
 
 
-def _check_vocabulary(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+def _check_vocabulary(checkpoint: Checkpoint, spec: DecoderSpec | RwkvSpec) -> None:
     if checkpoint.tokenizer is not None and checkpoint.tokenizer.vocab_size > spec.vocab_size:
         what = f"the tokenizer gives ids up to {checkpoint.tokenizer.vocab_size - 1}, the embedding has {spec.vocab_size} rows"
         raise InputError(checkpoint.source, what, "resize the embedding, or use the tokenizer it was trained with")

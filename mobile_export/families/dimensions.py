@@ -46,7 +46,7 @@ def read_dimensions(
         raise InputError(CONFIG, what + " and head_dim is not given" * grouped, "add head_dim" if grouped else "check both")
     head_dim = positive_int(config, called["head_dim"], hidden // heads) if grouped else hidden // heads
     layers = positive_int(config, called["num_hidden_layers"])
-    _check_plausible(checkpoint, called["num_hidden_layers"], layers, head_dim)
+    check_plausible(checkpoint, called["num_hidden_layers"], layers, head_dim)
     return {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -56,7 +56,7 @@ def read_dimensions(
     }
 
 
-def _check_plausible(checkpoint: Checkpoint, key: str, layers: int, head_dim: int) -> None:
+def check_plausible(checkpoint: Checkpoint, key: str, layers: int, head_dim: int) -> None:
     """Refuse what no file can back, before a map of a billion blocks or a table of a terabyte is made."""
     widest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
     then = "use the config.json this checkpoint was saved with"

@@ -59,7 +59,7 @@ def _blocks(config: Mapping[str, Any], layers: int) -> tuple[BlockSpec, ...]:
     rotated = rotates(config, layers)
     types = per_block(config, "layer_types", layers, (FULL, CHUNKED), lambda block: CHUNKED if rotated[block] else FULL)
     normed = flag(config, "use_qk_norm", True)
-    tuned = flag(config, "attn_temperature_tuning", True)
+    tuned = config.get("attn_temperature_tuning", True) not in (False, 0, None)  # 4 in files of the first weeks
     temperature = (number(config, "floor_scale"), number(config, "attn_scale")) if tuned else None
     return tuple(
         BlockSpec(

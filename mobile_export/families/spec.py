@@ -119,6 +119,35 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
+class RwkvSpec:
+    """Everything RWKV-4's graph depends on; fields that DecoderSpec has too mean the same.
+
+    attention_hidden_size: channels of key, value and receptance. max_position_embeddings: the text it was trained on;
+        its state takes any length.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    attention_hidden_size: int
+    intermediate_size: int
+    max_position_embeddings: int
+    norm_eps: float
+    final_norm_eps: float
+
+    @property
+    def table_size(self) -> int:
+        """Columns of the token table."""
+        return self.hidden_size
+
+    @property
+    def state_size(self) -> int:
+        """Values an execution keeps: two rows of the stream, three of the attention's width."""
+        return 2 * self.hidden_size + 3 * self.attention_hidden_size
+
+
+@dataclass(frozen=True)
 class WeightSource:
     """Checkpoint tensors that make one weight of the graph, stacked along their rows in this order.
 
@@ -165,7 +194,18 @@ class Recognised:
     ignored: checkpoint tensors that are known to carry no weight (masks, rotary tables of old files).
     """
 
-    spec: DecoderSpec
+    spec: DecoderSpec | RwkvSpec
     weights: Mapping[str, WeightSource]
     flags: SharingFlags
     ignored: tuple[str, ...]
+
+    @property
+    def decoder(self) -> DecoderSpec:
+        """The spec of an attention family: what a step asks for that has refused RWKV, or never meets it."""
+        assert isinstance(self.spec, DecoderSpec)
+        return self.spec
+
+    @property
+    def kinds(self) -> tuple[BlockSpec | None, ...]:
+        """What sets each block of the file apart beside its weights; RWKV's have nothing."""
+        return self.spec.blocks if isinstance(self.spec, DecoderSpec) else (None,) * self.spec.num_hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mobile_export.families.spec import DecoderSpec, Recognised
+from mobile_export.families.spec import DecoderSpec, Recognised, RwkvSpec
 from mobile_export.quantize.recipe import Precision
 from mobile_export.quantize.weights import MatrixPlan, ModelWeights
 from mobile_export.sharing import SharingPlan
@@ -72,16 +72,27 @@ def bits_per_weight(weights: ModelWeights) -> float:
     return bits / sum(m.parameters for m in weights.matrices.values())
 
 
-def kv_bytes_per_token(spec: DecoderSpec, slots: int, dtype: str) -> int:
+def kv_bytes_per_token(spec: DecoderSpec | RwkvSpec, slots: int, dtype: str) -> int:
     """Bytes one token adds to the KV cache over all slots: key and value, with a scale and a zero point a row for int8."""
+    if isinstance(spec, RwkvSpec):
+        return 0
     row = spec.head_dim + 5 if dtype == "int8" else 4 * spec.head_dim
     return 2 * slots * spec.num_key_value_heads * row
 
 
 def kv_slots(recognised: Recognised, plan: SharingPlan) -> int:
     """Executions that keep keys and values: all but those of a short convolution, whose columns do not grow."""
-    kinds = [recognised.spec.blocks[plan.blocks[stored]] for stored in plan.schedule]
-    return sum(kind.mixer == "attention" for kind in kinds)
+    kinds = [recognised.kinds[plan.blocks[stored]] for stored in plan.schedule]
+    return sum(kind is not None and kind.mixer == "attention" for kind in kinds)
+
+
+def state_bytes(recognised: Recognised, plan: SharingPlan) -> int:
+    """Bytes of what executions keep beside keys and values, float32, the same at every length of text."""
+    spec = recognised.spec
+    if isinstance(spec, RwkvSpec):
+        return 4 * spec.state_size * len(plan.schedule)
+    columns = len(plan.schedule) - kv_slots(recognised, plan)
+    return 4 * (spec.conv_kernel - 1) * spec.hidden_size * columns if columns else 0
 
 
 def embedding_share(recognised: Recognised, weights: ModelWeights) -> float:

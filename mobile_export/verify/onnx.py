@@ -10,7 +10,6 @@ import torch
 
 from mobile_export.manifest import OnnxGraph
 from mobile_export.model.attention import PlainAttention
-from mobile_export.model.decoder import Decoder
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.onnx_runtime import OnnxRuntime
 from mobile_export.verify.oracle import float32_oracle
@@ -27,7 +26,7 @@ from mobile_export.verify.parity import (
     random_text,
     steps,
 )
-from mobile_export.verify.reference import Rules, float_activations, onnxruntime_arithmetic, reference_decoder
+from mobile_export.verify.reference import Reference, Rules, float_activations, onnxruntime_arithmetic, reference_model
 from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
 
 CHUNK = 128  # tokens a longer prompt is fed in
@@ -57,9 +56,9 @@ def verify_onnx(path: Path, weights: ModelWeights, graph: OnnxGraph, context: in
         return Verification(oracle, len(tokens), (accuracy, *exact_checks(runtime, logits, tokens, max_prompt)))
 
     def int8_cache(rules: Rules) -> PlainAttention:
-        return StaticInt8Cache(rules, _kv_scales(model, path.parent), weights.recognised.spec.head_dim)
+        return StaticInt8Cache(rules, _kv_scales(model, path.parent), weights.recognised.decoder.head_dim)
 
-    decoder = reference_decoder(weights, context, onnxruntime_arithmetic(int8_cache))
+    decoder = reference_model(weights, context, onnxruntime_arithmetic(int8_cache))
     noise = NOISE if graph.activations == "float32" else FLOAT16_NOISE
     unrounded: list[Check] = []
     if weights.recipe.activations == "int8":
@@ -73,7 +72,7 @@ def verify_onnx(path: Path, weights: ModelWeights, graph: OnnxGraph, context: in
     return Verification(SAME_NUMBERS, len(tokens), (accuracy, *unrounded, *rounded))
 
 
-def _unrounded_checks(runtime: OnnxRuntime, decoder: Decoder, tokens: list[int], exact: bool, noise: float) -> list[Check]:
+def _unrounded_checks(runtime: OnnxRuntime, decoder: Reference, tokens: list[int], exact: bool, noise: float) -> list[Check]:
     """Few tokens: without int8 activations 8-bit weights have no kernel. An int8 or float16 cache rounds all the same."""
     text = tokens[:TEXT]
     floor = noise_floor(decoder, text, noise)

@@ -11,6 +11,7 @@ import torch
 
 from mobile_export.errors import InputError, MissingTool
 
+TOKENS, MASK = "input_ids", "attention_mask"
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
@@ -40,11 +41,13 @@ class OnnxRuntime:
         except Exception as error:  # noqa: BLE001 - the library raises no narrower type
             what = f"onnxruntime {onnxruntime.__version__} does not load it: {_first_line(error)}"
             raise InputError(str(path), what, "export it again") from None
-        self.cached = [value for value in self.session.get_inputs() if value.name.startswith("past_key_values.")]
+        inputs = self.session.get_inputs()
+        self.masked = any(value.name == MASK for value in inputs)
+        self.kept = [value for value in inputs if value.name not in (TOKENS, MASK)]  # keys and values, columns, states
         self._cache: list[np.ndarray] = []
 
     def step(self, tokens: list[int], start: int) -> torch.Tensor:
-        """Logits float32 [vocab] of the last of `tokens`, which follow `start` cached positions.
+        """Logits float32 [vocab] of the last of `tokens`, which follow `start` positions: all that were run since 0.
 
         Raises:
             InputError: the runtime refuses the call.
@@ -58,11 +61,11 @@ class OnnxRuntime:
             InputError: the runtime refuses the call.
         """
         if start == 0:
-            self._cache = [np.zeros((1, v.shape[1], 0, v.shape[3]), TYPES[v.type]) for v in self.cached]
+            self._cache = [_before_anything(value) for value in self.kept]
         feed = {
-            "input_ids": np.array([tokens], np.int64),
-            "attention_mask": np.ones((1, start + len(tokens)), np.int64),
-            **{v.name: array[:, :, :start] for v, array in zip(self.cached, self._cache, strict=True)},
+            TOKENS: np.array([tokens], np.int64),
+            **({MASK: np.ones((1, start + len(tokens)), np.int64)} if self.masked else {}),
+            **{value.name: array for value, array in zip(self.kept, self._cache, strict=True)},
         }
         try:
             logits, *self._cache = self.session.run(None, feed)
@@ -70,6 +73,11 @@ class OnnxRuntime:
             what = f"running {len(tokens)} tokens at {start} failed: {_first_line(error)}"
             raise InputError(str(self.path), what, "export it again") from None
         return torch.from_numpy(np.asarray(logits, np.float32)[0])
+
+
+def _before_anything(value: onnxruntime.NodeArg) -> np.ndarray:
+    """What the model keeps of no text: no rows of a cache that grows, zeros in a state of fixed size."""
+    return np.zeros([1, *(size if isinstance(size, int) else 0 for size in value.shape[1:])], TYPES[value.type])
 
 
 def check_version(path: Path, minimum: str) -> None:

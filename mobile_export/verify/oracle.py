@@ -15,7 +15,7 @@ import torch
 
 from mobile_export.checkpoint.read import read_float32
 from mobile_export.quantize.weights import HEAD, ModelWeights
-from mobile_export.verify.reference import reference_decoder, reference_logits
+from mobile_export.verify.reference import reference_logits, reference_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -32,7 +32,7 @@ NUMBERED = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # the first number in a tensor's
 def float32_oracle(weights: ModelWeights, context: int) -> tuple[str, Callable[[list[int]], torch.Tensor]]:
     """What float32 logits are held against, and a function from tokens to logits [T, vocab]."""
     if importlib.util.find_spec("transformers") is None:
-        decoder = reference_decoder(weights, context)
+        decoder = reference_model(weights, context)
         return "plain PyTorch in float32 (transformers is not installed)", lambda tokens: reference_logits(decoder, tokens)
     model = written_out(weights)
 
@@ -74,18 +74,12 @@ def _config(weights: ModelWeights) -> PretrainedConfig:
     """transformers' config for the checkpoint's, with a layer for every execution."""
     from transformers import AutoConfig
 
-    spec, plan, given = weights.recognised.spec, weights.plan, weights.checkpoint.config
+    plan, given = weights.plan, weights.checkpoint.config
     values: dict[str, Any] = {key: value for key, value in given.items() if key not in NOT_ARCHITECTURE}
     if (values.get("rope_scaling") or {}).get("factors"):
         del values["rope_scaling"]
     model_type = MODEL_TYPES.get(given["model_type"], given["model_type"])
-    # What the families decide from the tensors, and what transformers reads in the config.
-    values |= {"tie_word_embeddings": plan.tied}
-    if model_type in ("llama", "smollm3"):
-        values |= {"attention_bias": spec.qkv_bias, "mlp_bias": spec.ffn_bias}
-    if model_type == "opt":
-        values |= {"enable_bias": spec.qkv_bias, "layer_norm_elementwise_affine": spec.norm_affine}
-        values |= {"_remove_final_layer_norm": not spec.final_norm}
+    values |= {"tie_word_embeddings": plan.tied, **_decided_from_tensors(weights, model_type)}
     if given["model_type"].startswith("RefinedWeb"):
         values = {OLD_KEYS.get(key, key): value for key, value in values.items()}
         values.setdefault("new_decoder_architecture", given["model_type"] == "RefinedWeb")
@@ -94,13 +88,24 @@ def _config(weights: ModelWeights) -> PretrainedConfig:
     if model_type == "rwkv":
         values["rescale_every"] = 0  # halving the stream meets LayerNorm's eps: another network
     config = AutoConfig.for_model(model_type, **values)
-    if plan.schedule != tuple(range(len(spec.blocks))):
+    if plan.schedule != tuple(range(weights.recognised.spec.num_hidden_layers)):
         order = [plan.blocks[stored] for stored in plan.schedule]
         for key in PER_BLOCK:
             if getattr(config, key, None):
                 setattr(config, key, [getattr(config, key)[block] for block in order])
         config.num_hidden_layers = len(order)
     return config
+
+
+def _decided_from_tensors(weights: ModelWeights, model_type: str) -> dict[str, Any]:
+    """What transformers reads in the config, and a family decides from the tensors."""
+    if model_type in ("llama", "smollm3"):
+        spec = weights.recognised.decoder
+        return {"attention_bias": spec.qkv_bias, "mlp_bias": spec.ffn_bias}
+    if model_type == "opt":
+        spec = weights.recognised.decoder
+        return {"enable_bias": spec.qkv_bias, "layer_norm_elementwise_affine": spec.norm_affine}
+    return {}
 
 
 def _state(weights: ModelWeights, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
@@ -114,7 +119,7 @@ def _state(weights: ModelWeights, prefix: str) -> Iterator[tuple[str, torch.Tens
             continue
         whole = f"{prefix}.{name}" if bare and name not in heads and not name.startswith("lm_head.") else name
         numbered = NUMBERED.match(whole)
-        if numbered is None:
+        if numbered is None or ".pre_ln." in name:  # RWKV's norm of the embedding, which is stored with block 0
             yield whole, read_float32(tensor)
             continue
         start, block, rest = numbered.groups()
@@ -125,7 +130,9 @@ def _state(weights: ModelWeights, prefix: str) -> Iterator[tuple[str, torch.Tens
 
 def _absent_biases(weights: ModelWeights, layers: int) -> dict[str, torch.Tensor]:
     """Zeros where a Llama has biases on query, key and value and none on the output: its attention_bias means all four."""
-    spec = weights.recognised.spec
-    if spec.family not in ("llama", "mobilellm") or not spec.qkv_bias or spec.o_bias:
+    if weights.recognised.spec.family not in ("llama", "mobilellm"):
+        return {}
+    spec = weights.recognised.decoder
+    if not spec.qkv_bias or spec.o_bias:
         return {}
     return {f"model.layers.{i}.self_attn.o_proj.bias": torch.zeros(spec.hidden_size) for i in range(layers)}

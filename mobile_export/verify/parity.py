@@ -17,8 +17,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from mobile_export.model.decoder import Decoder
-from mobile_export.verify.reference import reference_logits
+from mobile_export.verify.reference import Reference, reference_logits
 from mobile_export.verify.verdict import Check
 
 TRIES = 48  # short sequences tried until one agrees
@@ -71,7 +70,7 @@ def exact_checks(runtime: Runtime, logits: Logits, tokens: list[int], max_prompt
     ]
 
 
-def noise_floor(decoder: Decoder, tokens: list[int], noise: float = NOISE) -> NoiseFloor:
+def noise_floor(decoder: Reference, tokens: list[int], noise: float = NOISE) -> NoiseFloor:
     """Run the reference twice, the second time under noise."""
     want = reference_logits(decoder, tokens)
     noisy = noisy_logits(decoder, tokens, noise)
@@ -98,7 +97,7 @@ def noise_checks(runtime: Runtime, floor: NoiseFloor, tokens: list[int], max_pro
     ]
 
 
-def short_sequence_checks(runtime: Runtime, decoder: Decoder, floor: NoiseFloor, max_prompt: int) -> list[Check]:
+def short_sequence_checks(runtime: Runtime, decoder: Reference, floor: NoiseFloor, max_prompt: int) -> list[Check]:
     """Among many short sequences one on which artifact and reference agree to float32 rounding."""
     return [
         _best_of_many(runtime, decoder, "one token, the best agreement", 1, 1, floor.largest),
@@ -107,7 +106,7 @@ def short_sequence_checks(runtime: Runtime, decoder: Decoder, floor: NoiseFloor,
     ]
 
 
-def _best_of_many(runtime: Runtime, decoder: Decoder, name: str, length: int, chunk: int, loose: float) -> Check:
+def _best_of_many(runtime: Runtime, decoder: Reference, name: str, length: int, chunk: int, loose: float) -> Check:
     """Some sequence on which artifact and reference agree to float32 rounding.
 
     Where the noisy reference does not agree with itself on any of them either, the model is too deep for the question,
@@ -156,7 +155,7 @@ class _Noisy(nn.Module):
         return x * (1 + self.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
 
 
-def noisy_logits(decoder: Decoder, tokens: list[int], noise: float = NOISE) -> torch.Tensor:
+def noisy_logits(decoder: Reference, tokens: list[int], noise: float = NOISE) -> torch.Tensor:
     """reference_logits of the decoder under seeded relative noise on its embedding, float32 [T, vocab]."""
     plain = decoder.embedding
     decoder.embedding = _Noisy(plain, noise)

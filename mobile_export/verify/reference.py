@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from mobile_export.emit.onnx.blocks import block_size
+from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.attention_rule import AttentionRule, attention_rules
 from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
 from mobile_export.model.entry import Entry, has_entry
 from mobile_export.model.rotary import RotaryTables
+from mobile_export.model.rwkv import RwkvBlock, RwkvDecoder, RwkvHead
 from mobile_export.model.short_conv import PlainColumns, ShortConv
 from mobile_export.quantize.weights import EMBEDDING, POSITIONS, MatrixPlan, ModelWeights
 from mobile_export.verify.quantized_linear import (
@@ -31,6 +33,7 @@ from mobile_export.verify.quantized_linear import (
 )
 
 Rules = Sequence[AttentionRule]
+Reference = Decoder | RwkvDecoder  # both go from (tokens, start) to logits
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def reference_decoder(weights: ModelWeights, context: int, arithmetic: Arithmeti
 
     It holds a byte a quantized parameter, and four a float32 one.
     """
-    spec, plan = weights.recognised.spec, weights.plan
+    spec, plan = weights.recognised.decoder, weights.plan
     blocks = [_block(weights, number, arithmetic) for number in range(len(plan.blocks))]
     with torch.device("meta"):
         head = Head(spec)
@@ -88,7 +91,7 @@ def reference_decoder(weights: ModelWeights, context: int, arithmetic: Arithmeti
 
 
 @contextlib.contextmanager
-def float_activations(decoder: Decoder) -> Iterator[None]:
+def float_activations(decoder: Reference) -> Iterator[None]:
     """Let a decoder compute with its quantized weights and unrounded activations."""
     linears = [module for module in decoder.modules() if isinstance(module, DynamicInt8Linear)]
     rounding = [linear.activations for linear in linears]
@@ -99,8 +102,30 @@ def float_activations(decoder: Decoder) -> Iterator[None]:
         linear.activations = activations
 
 
-def _block(weights: ModelWeights, number: int, arithmetic: Arithmetic) -> Block | ConvBlock:
+def reference_rwkv(weights: ModelWeights, arithmetic: Arithmetic = EXECUTORCH) -> RwkvDecoder:
+    """reference_decoder for RWKV."""
     spec = weights.recognised.spec
+    assert isinstance(spec, RwkvSpec)
+    with torch.device("meta"):
+        blocks = [RwkvBlock(spec) for _ in weights.plan.blocks]
+        entry, head = nn.ModuleDict({"norm": nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)}), RwkvHead(spec)
+    for number, block in enumerate(blocks):
+        _fill(block, weights, f"blocks.{number}.", arithmetic)
+    _fill(entry, weights, "embedding.", arithmetic)
+    _fill(head, weights, "head.", arithmetic)
+    embedding = _table(weights, EMBEDDING)
+    model = RwkvDecoder(spec, weights.plan.schedule, embedding=embedding, norm=entry["norm"], blocks=blocks, head=head)
+    return model.eval()
+
+
+def reference_model(weights: ModelWeights, context: int, arithmetic: Arithmetic = EXECUTORCH) -> Reference:
+    """The reference of whatever family a checkpoint is."""
+    recurrent = isinstance(weights.recognised.spec, RwkvSpec)
+    return reference_rwkv(weights, arithmetic) if recurrent else reference_decoder(weights, context, arithmetic)
+
+
+def _block(weights: ModelWeights, number: int, arithmetic: Arithmetic) -> Block | ConvBlock:
+    spec = weights.recognised.decoder
     kind = spec.blocks[weights.plan.blocks[number]]
     block: Block | ConvBlock
     with torch.device("meta"):
@@ -112,7 +137,7 @@ def _block(weights: ModelWeights, number: int, arithmetic: Arithmetic) -> Block 
 
 def _entry(weights: ModelWeights, arithmetic: Arithmetic) -> Entry:
     with torch.device("meta"):
-        entry = Entry(weights.recognised.spec)
+        entry = Entry(weights.recognised.decoder)
     if entry.positions is not None:
         entry.positions = _table(weights, POSITIONS)
     _fill(entry, weights, "embedding.", arithmetic)
@@ -142,10 +167,11 @@ def _table(weights: ModelWeights, name: str) -> nn.Module:
     return QuantizedEmbedding(weights.quantized(name))
 
 
-def reference_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
+def reference_logits(decoder: Reference, tokens: list[int]) -> torch.Tensor:
     """Logits of every position in one uncached pass, float32 [T, vocab]."""
-    assert isinstance(decoder.attend, PlainAttention)
-    decoder.attend.forget()
+    if isinstance(decoder, Decoder):
+        assert isinstance(decoder.attend, PlainAttention)
+        decoder.attend.forget()
     with torch.no_grad():
         stream = decoder.hidden(torch.tensor([tokens]), torch.zeros(1, dtype=torch.int64))
         return decoder.head(stream)[0]

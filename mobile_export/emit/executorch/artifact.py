@@ -7,7 +7,7 @@ from pathlib import Path
 from mobile_export.emit.describe import describe
 from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
-from mobile_export.manifest import Manifest, PteGraph
+from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
 from mobile_export.quantize.sizes import kv_bytes_per_token
 from mobile_export.quantize.weights import ModelWeights
 
@@ -24,7 +24,7 @@ def write_artifact(
         OSError: the folder cannot be written.
     """
     (folder / FILE).write_bytes(program.file)
-    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.spec
+    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.decoder
     tokenizer_files = dict(checkpoint.tokenizer.files) if checkpoint.tokenizer else {}
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
@@ -36,14 +36,15 @@ def write_artifact(
         delegate_calls=program.calls,
         metadata=constant_methods(spec, plan, options, checkpoint.bos_id, checkpoint.eos_ids),
     )
+    slots = len(plan.schedule)
+    per_token = kv_bytes_per_token(spec, slots, weights.recipe.kv.dtype)
     return describe(
         folder,
         (FILE,),
         weights,
         graph,
         max_context=options.max_context,
-        kv_dtype=weights.recipe.kv.dtype,
-        kv_bytes_per_token=kv_bytes_per_token(spec, len(plan.schedule), weights.recipe.kv.dtype),
+        kv_cache=KvCacheSize(weights.recipe.kv.dtype, slots, per_token, per_token * options.max_context, 0),
         parts=program.parts,
         predicted=weights.predicted_bytes(),
         tokenizer_files=tuple(tokenizer_files),

@@ -65,7 +65,7 @@ def lower_pieces(weights: ModelWeights, max_prompt: int, say: Callable[[str], No
     Raises:
         InputError: a weight that cannot be read or is not finite.
     """
-    spec = weights.recognised.spec
+    spec = weights.recognised.decoder
     pieces = list(_pieces(spec, len(weights.plan.blocks), max_prompt))
     lowered: dict[str, Delegated] = {}
     part_of_key: dict[str, str] = {}

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 from mobile_export.errors import InputError
 from mobile_export.families.config import CONFIG
-from mobile_export.families.spec import DecoderSpec
+from mobile_export.families.spec import DecoderSpec, RwkvSpec
 
 ACTIVATIONS = ("silu", "relu", "gelu")  # XNNPACK 1.5.1 runs a tanh-GELU as an erf-GELU: 1e-4 of the largest logit
 
 
-def check_lowerable(spec: DecoderSpec, context: int) -> None:
+def check_lowerable(spec: DecoderSpec | RwkvSpec, context: int) -> None:
     """Refuse a spec whose graph the .pte would not compute.
 
     context: KV rows; a window or a chunk no shorter than that changes nothing.
     Raises:
         InputError: names the family and the first feature in the way.
     """
-    for feature in _beyond(spec, context):
+    for feature in ("is recurrent",) if isinstance(spec, RwkvSpec) else _beyond(spec, context):
         what = f"family {spec.family!r} {feature}, which the .pte emitter does not lower yet"
         raise InputError(CONFIG, what, "try `mobile-export onnx`")
 

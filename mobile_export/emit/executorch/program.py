@@ -76,8 +76,8 @@ def build_program(
         InputError: a graph this emitter does not lower, a weight that cannot be read or is not finite.
         UsageError: int8 KV with core attention.
     """
-    spec, plan = weights.recognised.spec, weights.plan
-    check_lowerable(spec, options.max_context)
+    check_lowerable(weights.recognised.spec, options.max_context)
+    spec, plan = weights.recognised.decoder, weights.plan
     attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
     pieces = lower_pieces(weights, options.max_prompt, say)
     delegates = pieces.delegates

@@ -10,17 +10,19 @@ from mobile_export.checkpoint.tokenizer import with_tokenizer_json
 from mobile_export.emit.describe import describe
 from mobile_export.emit.onnx.blocks import predicted_bytes
 from mobile_export.emit.onnx.calibrate import calibrate_kv
-from mobile_export.emit.onnx.decoder_graph import FLOATS, OnnxOptions
+from mobile_export.emit.onnx.decoder_graph import OnnxOptions
 from mobile_export.emit.onnx.genai import FILE as GENAI_FILE
 from mobile_export.emit.onnx.genai import genai_config
 from mobile_export.emit.onnx.program import FILE, WEIGHTS_FILE, write_program
-from mobile_export.manifest import Manifest, OnnxGraph
+from mobile_export.families.spec import DecoderSpec
+from mobile_export.manifest import KvCacheSize, Manifest, OnnxGraph
+from mobile_export.quantize.sizes import kv_slots, state_bytes
 from mobile_export.quantize.weights import ModelWeights
 
+VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxruntime")
 # Found by running artifacts of ours in each version: older ones refuse GatherBlockQuantized's `bits`, and up to 1.27 a
 # block's weights are packed once for every execution.
-KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 MINIMUM_ONNXRUNTIME, ONE_COPY_ONNXRUNTIME = "1.24", "1.28"
 
 
@@ -43,17 +45,24 @@ def write_artifact(
     tokenizer_files = with_tokenizer_json(checkpoint.tokenizer).files if checkpoint.tokenizer else {}
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
-    slots = len(plan.schedule)
-    config = genai_config(spec, slots, options.max_context, FILE, checkpoint.bos_id, checkpoint.eos_ids)
-    (folder / GENAI_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    slots = kv_slots(weights.recognised, plan)
+    runs_in_genai = isinstance(spec, DecoderSpec) and slots == len(plan.schedule)
+    if isinstance(spec, DecoderSpec) and runs_in_genai:
+        config = genai_config(spec, slots, options.max_context, FILE, checkpoint.bos_id, checkpoint.eos_ids)
+        (folder / GENAI_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kv_dtype = "int8" if kv_scales else options.activations
-    float_bytes = FLOATS[options.activations].itemsize
+    row = spec.num_key_value_heads * spec.head_dim if isinstance(spec, DecoderSpec) else 0
+    per_token = 2 * slots * row * VALUE_BYTES[kv_dtype]
+    float_bytes = VALUE_BYTES[options.activations]
+    state = state_bytes(weights.recognised, plan) // 4 * float_bytes  # counted in float32 there
+    repeated = len(plan.schedule) > len(plan.blocks)
     graph = OnnxGraph(
         activations=options.activations,
         all_logits=options.all_logits,
         operators=program.operators,
         minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
-        one_copy_onnxruntime=ONE_COPY_ONNXRUNTIME if slots > len(plan.blocks) else MINIMUM_ONNXRUNTIME,
+        one_copy_onnxruntime=ONE_COPY_ONNXRUNTIME if repeated else MINIMUM_ONNXRUNTIME,
+        runs_in_genai=runs_in_genai,
     )
     return describe(
         folder,
@@ -61,10 +70,9 @@ def write_artifact(
         weights,
         graph,
         max_context=options.max_context,
-        kv_dtype=kv_dtype,
-        kv_bytes_per_token=2 * slots * spec.num_key_value_heads * spec.head_dim * KV_BYTES[kv_dtype],
+        kv_cache=KvCacheSize(kv_dtype, slots, per_token, per_token * options.max_context, state),
         parts=program.parts,
-        predicted=predicted_bytes(weights, int(float_bytes)),
+        predicted=predicted_bytes(weights, float_bytes),
         tokenizer_files=tuple(tokenizer_files),
         packages=PACKAGES,
         requested_schedule=requested_schedule,
@@ -73,4 +81,4 @@ def write_artifact(
 
 def needed_bytes(weights: ModelWeights, options: OnnxOptions) -> int:
     """What the folder will hold at least."""
-    return sum(predicted_bytes(weights, int(FLOATS[options.activations].itemsize)).values())
+    return sum(predicted_bytes(weights, VALUE_BYTES[options.activations]).values())

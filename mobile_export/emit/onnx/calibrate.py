@@ -48,7 +48,7 @@ def calibrate_kv(folder: Path, weights: ModelWeights, options: OnnxOptions, say:
 
 def _sample(session: onnxruntime.InferenceSession, weights: ModelWeights, length: int) -> list[np.ndarray]:
     """Keys and values of SEQUENCES texts of `length` tokens, slot by slot, each (SEQUENCES, kv_heads, length, head_dim)."""
-    spec, checkpoint = weights.recognised.spec, weights.checkpoint
+    spec, checkpoint = weights.recognised.decoder, weights.checkpoint
     generator = np.random.default_rng(0)
     first = generator.integers(spec.vocab_size, size=(SEQUENCES, 1))  # a model without BOS starts anywhere
     tokens = first if checkpoint.bos_id is None else np.full_like(first, checkpoint.bos_id)

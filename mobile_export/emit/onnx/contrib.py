@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from mobile_export.emit.onnx.graph import Attribute, GraphWriter
 from mobile_export.emit.onnx.heads import Heads
-from mobile_export.emit.onnx.matrices import Matrices
 from mobile_export.emit.onnx.norms import Norms
 from mobile_export.emit.onnx.operators import Execution, KvScales
 from mobile_export.emit.onnx.positions import Positions
@@ -19,10 +18,9 @@ class ContribOperators:
     """Operators of the domain com.microsoft wherever they are faster."""
 
     def __init__(self, writer: GraphWriter, weights: ModelWeights, positions: Positions) -> None:
-        self.writer, self.positions, self.spec = writer, positions, weights.recognised.spec
-        self.matrices, self.norms = Matrices(writer, weights), Norms(writer, weights)
+        self.writer, self.positions, self.spec = writer, positions, positions.spec
+        self.norms = Norms(writer, weights, positions.spec.norm)
         self.heads = Heads(writer, self.norms, positions)
-        self.linear, self.gather = self.matrices.linear, self.matrices.gather
 
     def norm(self, x: ir.Value, added: ir.Value | None, place: str, name: str) -> tuple[ir.Value, ir.Value]:
         """The norm at a place over x, or over its sum with `added`; and that sum."""

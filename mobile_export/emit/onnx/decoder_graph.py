@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.contrib import ContribOperators
-from mobile_export.emit.onnx.graph import MICROSOFT, GraphWriter
-from mobile_export.emit.onnx.operators import Execution, KvScales, Operators
+from mobile_export.emit.onnx.graph import MICROSOFT, Attribute, GraphWriter
+from mobile_export.emit.onnx.operators import OPSET, Execution, KvScales, Operators, Products
 from mobile_export.emit.onnx.positions import Positions
+from mobile_export.families.spec import BlockSpec
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
 
-OPSET = 23  # RMSNormalization and RotaryEmbedding are standard operators from here on
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 
 
@@ -49,9 +49,9 @@ class _Stream:
 class DecoderGraph:
     """Writes one decoder; `build` gives the finished graph."""
 
-    def __init__(self, writer: GraphWriter, weights: ModelWeights, options: OnnxOptions) -> None:
-        self.writer, self.weights, self.options = writer, weights, options
-        self.spec, self.plan = weights.recognised.spec, weights.plan
+    def __init__(self, writer: GraphWriter, weights: ModelWeights, products: Products, options: OnnxOptions) -> None:
+        self.writer, self.weights, self.products, self.options = writer, weights, products, options
+        self.spec, self.plan = weights.recognised.decoder, weights.plan
         self.tokens = writer.input("input_ids", ir.DataType.INT64, ("batch", "tokens"))
         self.mask = writer.input("attention_mask", ir.DataType.INT64, ("batch", "total"))
         self.positions = Positions(writer, self.spec, options.max_context, self.tokens, self.mask)
@@ -89,57 +89,90 @@ class DecoderGraph:
 
     def _executions(self, kv_scales: Sequence[KvScales] | None) -> list[Execution]:
         rules = attention_rules(self.spec, self.plan.blocks, self.plan.schedule)
+        kinds = [self.spec.blocks[self.plan.blocks[stored]] for stored in self.plan.schedule]
+        scales = kv_scales or [None] * len(kinds)
         return [
             Execution(
-                slot,
-                stored,
-                self.spec.blocks[self.plan.blocks[stored]],
-                rules[slot],
-                (self._cache("past", slot, "key", kv_scales), self._cache("past", slot, "value", kv_scales)),
-                kv_scales[slot] if kv_scales else None,
+                slot, stored, kinds[slot], rules[slot], self._cache("past", slot, kinds[slot], scales[slot]), scales[slot]
             )
             for slot, stored in enumerate(self.plan.schedule)
         ]
 
-    def _cache(self, kind: Literal["past", "present"], slot: int, part: str, scales: Sequence[KvScales] | None) -> ir.Value:
-        """A slot's key or value as onnxruntime-genai names it."""
-        dtype = ir.DataType.INT8 if scales else self.writer.float_type
-        shape = ("batch", self.spec.num_key_value_heads, kind, self.spec.head_dim)
-        return self.writer.input(f"{'past_key_values' if kind == 'past' else kind}.{slot}.{part}", dtype, shape)
+    def _cache(
+        self, kind: Literal["past", "present"], slot: int, block: BlockSpec, scales: KvScales | None
+    ) -> tuple[ir.Value, ...]:
+        """What a slot keeps: key and value as onnxruntime-genai names them, or the last columns of a convolution."""
+        write, spec = self.writer, self.spec
+        if block.mixer == "conv":
+            return (write.input(f"{kind}_conv.{slot}", write.float_type, ("batch", spec.conv_kernel - 1, spec.hidden_size)),)
+        dtype = ir.DataType.INT8 if scales else write.float_type
+        shape = ("batch", spec.num_key_value_heads, kind, spec.head_dim)
+        name = "past_key_values" if kind == "past" else kind
+        return tuple(write.input(f"{name}.{slot}.{part}", dtype, shape) for part in ("key", "value"))
 
     def _entry(self) -> ir.Value:
         """Tokens to residual stream: the table's rows, scaled, projected, moved by their positions, normed."""
         spec = self.spec
-        x = self.use.gather(EMBEDDING, self.tokens, "embedding")
+        x = self.products.gather(EMBEDDING, self.tokens, "embedding")
         if spec.embedding_scale != 1:
             x = self._times(x, spec.embedding_scale, "embedding.scaled")
         if spec.table_size != spec.hidden_size:
-            x = self.use.linear(x, "embedding.project", "embedding.project")
+            x = self.products.linear(x, "embedding.project", "embedding.project")
         if spec.learned_positions:
             rows = self.positions.ids()
             if spec.position_offset:
                 offset = self.writer.constant("positions.offset", np.array(spec.position_offset, np.int64))
                 rows = self.writer.node("Add", (rows, offset), "positions.table_row")
-            x = self.writer.node("Add", (x, self.use.gather(POSITIONS, rows, "positions")), "embedding.placed")
+            x = self.writer.node("Add", (x, self.products.gather(POSITIONS, rows, "positions")), "embedding.placed")
         return self.use.norm(x, None, "embedding.norm", "embedding.norm")[0] if spec.embedding_norm else x
 
     def _mix(self, stream: _Stream, execution: Execution) -> tuple[ir.Value, _Stream, Sequence[ir.Value]]:
-        """Attended values, the stream, and the slot's new key and value."""
-        block, here = f"blocks.{execution.stored}.attention", f"{execution.name}.attention"
-        if self.spec.norm_placement == "post":
-            x = stream.residual
+        """What is mixed over positions, the stream, and what the slot keeps."""
+        if execution.kind.mixer == "conv":
+            mixed, stream, *kept = self._convolve(stream, execution)
         else:
+            mixed, stream, *kept = self._attend(stream, execution)
+        like = self._cache("present", execution.slot, execution.kind, execution.kv_scales)
+        for value, shaped in zip(kept, like, strict=True):
+            value.name, value.type, value.shape = shaped.name, shaped.type, shaped.shape
+        return mixed, stream, kept
+
+    def _attend(self, stream: _Stream, execution: Execution) -> tuple[Any, ...]:
+        block, here = f"blocks.{execution.stored}.attention", f"{execution.name}.attention"
+        x = stream.residual
+        if self.spec.norm_placement != "post":
             x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
-        joined = self.use.linear(x, f"{block}.qkv", f"{here}.qkv", bias=self.spec.qkv_bias)
-        attended, *kept = self.use.attention(joined, execution)
-        for value, part in zip(kept, ("key", "value"), strict=True):
-            like = self._cache("present", execution.slot, part, [execution.kv_scales] if execution.kv_scales else None)
-            value.type, value.shape = like.type, like.shape
-        return attended, stream, kept
+        joined = self.products.linear(x, f"{block}.qkv", f"{here}.qkv", bias=self.spec.qkv_bias)
+        attended, key, value = self.use.attention(joined, execution)
+        return attended, stream, key, value
+
+    def _convolve(self, stream: _Stream, execution: Execution) -> tuple[Any, ...]:
+        """LFM2's mixer: (B, C, x) = in(norm(stream)); C * conv(B * x), each channel by itself."""
+        write, block, here = self.writer, f"blocks.{execution.stored}.conv", f"{execution.name}.conv"
+        x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
+        joined = self.products.linear(x, f"{block}.in", f"{here}.in", bias=self.spec.conv_bias)
+        names = [f"{here}.{part}" for part in ("before", "after", "value")]
+        before, after, value = write.node_of_many("Split", (joined,), f"{here}.split", names, {"axis": -1, "num_outputs": 3})
+        new = write.node("Mul", (before, value), f"{here}.new")
+        columns = write.node("Concat", (*execution.cache, new), f"{here}.columns", {"axis": 1})
+        reach = self.spec.conv_kernel - 1
+        bounds = (
+            write.constant(f"conv.{name}", np.array([value], np.int64))
+            for name, value in (("from", -reach), ("to", np.iinfo(np.int64).max), ("axis", 1))
+        )
+        kept = write.node("Slice", (columns, *bounds), f"{here}.kept")
+        channels_first = write.node("Transpose", (columns,), f"{here}.channels_first", {"perm": [0, 2, 1]})
+        parameters = ("kernel", "bias") if self.spec.conv_bias else ("kernel",)
+        held = (write.floats(f"{block}.{of}", self.weights.float32(f"{block}.{of}").numpy(), "norms") for of in parameters)
+        attributes: dict[str, Attribute] = {"group": self.spec.hidden_size, "kernel_shape": [self.spec.conv_kernel]}
+        convolved = write.node("Conv", (channels_first, *held), f"{here}.convolved", attributes)
+        rows = write.node("Transpose", (convolved,), f"{here}.rows", {"perm": [0, 2, 1]})
+        return write.node("Mul", (after, rows), here), stream, kept
 
     def _feed_forward(self, attended: ir.Value, stream: _Stream, execution: Execution) -> _Stream:
         block, here = f"blocks.{execution.stored}.ffn", f"{execution.name}.ffn"
-        o = self.use.linear(attended, f"{block}.o", f"{here}.o", bias=self.spec.o_bias)
+        conv = execution.kind.mixer == "conv"
+        o = self.products.linear(attended, f"{block}.o", f"{here}.o", bias=self.spec.conv_bias if conv else self.spec.o_bias)
         if self.spec.parallel_residual:
             x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
             both = self.writer.node("Add", (o, self._feed(x, block, here)), f"{here}.both")
@@ -159,13 +192,13 @@ class DecoderGraph:
 
     def _feed(self, x: ir.Value, block: str, here: str) -> ir.Value:
         bias = self.spec.ffn_bias
-        up = self.use.linear(x, f"{block}.up", f"{here}.up", bias=bias)
+        up = self.products.linear(x, f"{block}.up", f"{here}.up", bias=bias)
         if self.spec.gated:
-            gate = self.use.linear(x, f"{block}.gate", f"{here}.gate", bias=bias)
+            gate = self.products.linear(x, f"{block}.gate", f"{here}.gate", bias=bias)
             up = self.writer.node("Mul", (self._activation(gate, here), up), f"{here}.product")
         else:
             up = self._activation(up, here)
-        return self.use.linear(up, f"{block}.down", f"{here}.down", bias=bias)
+        return self.products.linear(up, f"{block}.down", f"{here}.down", bias=bias)
 
     def _activation(self, x: ir.Value, here: str) -> ir.Value:
         name, act = f"{here}.activation", self.spec.hidden_act
@@ -192,19 +225,14 @@ class DecoderGraph:
         else:
             x = self._summed(stream, "head.stream")
         if spec.table_size != spec.hidden_size:
-            x = self.use.linear(x, "head.project", "head.project")
-        logits = self.use.linear(x, "head.linear", "head.linear", bias=spec.head_bias)
+            x = self.products.linear(x, "head.project", "head.project")
+        logits = self.products.linear(x, "head.linear", "head.linear", bias=spec.head_bias)
         if spec.logit_scale != 1:
             logits = self._times(logits, spec.logit_scale, "head.scaled")
         if spec.logit_softcap is not None:
             capped = self.writer.node("Tanh", (self._times(logits, 1 / spec.logit_softcap, "head.divided"),), "head.tanh")
             logits = self._times(capped, spec.logit_softcap, "head.capped")
-        if self.writer.float_type != ir.DataType.FLOAT:
-            logits = self.writer.node("Cast", (logits,), "head.float32", {"to": ir.DataType.FLOAT})
-        logits.name = "logits"
-        logits.type = ir.TensorType(ir.DataType.FLOAT)
-        logits.shape = ir.Shape(("batch", "tokens" if self.options.all_logits else 1, spec.vocab_size))
-        return logits
+        return self.writer.logits(logits, "tokens" if self.options.all_logits else 1, spec.vocab_size)
 
     def _norm(self, stream: _Stream, place: str, name: str) -> tuple[ir.Value, _Stream]:
         """The normed sum of a stream, and the stream summed."""

@@ -66,6 +66,31 @@ class GraphWriter:
         self.nodes.append(node)
         return node.outputs
 
+    def scan(
+        self, inputs: Sequence[ir.Value], body: ir.Graph, name: str, outputs: Sequence[str], *, states: int, axis: int
+    ) -> Sequence[ir.Value]:
+        """Append a Scan: `body` once for each slice of the inputs beyond `states` along an axis, the states handed on."""
+        sliced, stacked = len(inputs) - states, len(outputs) - states
+        given = [
+            ir.AttrGraph("body", body),
+            *ir.convenience.convert_attributes(
+                {"num_scan_inputs": sliced, "scan_input_axes": [axis] * sliced, "scan_output_axes": [axis] * stacked}
+            ),
+        ]
+        node = ir.Node("", "Scan", inputs, given, num_outputs=len(outputs), name=f"{name}.scan")
+        for value, output in zip(node.outputs, outputs, strict=True):
+            value.name = output
+        self.nodes.append(node)
+        return node.outputs
+
+    def logits(self, logits: ir.Value, tokens: int | str, vocab_size: int) -> ir.Value:
+        """Make a value the graph's output `logits`, float32 [batch, tokens, vocab]."""
+        if self.float_type != ir.DataType.FLOAT:
+            logits = self.node("Cast", (logits,), "head.float32", {"to": ir.DataType.FLOAT})
+        logits.name, logits.type = "logits", ir.TensorType(ir.DataType.FLOAT)
+        logits.shape = ir.Shape(("batch", tokens, vocab_size))
+        return logits
+
     def constant(self, name: str, values: np.ndarray, part: str = "graph") -> ir.Value:
         """An initializer, made on first use of the name: small ones lie in the graph, others in the weights file."""
         if name not in self.initializers:

@@ -15,7 +15,7 @@ class Heads:
     """Takes the joined projection apart."""
 
     def __init__(self, writer: GraphWriter, norms: Norms, positions: Positions) -> None:
-        self.writer, self.norms, self.positions, self.spec = writer, norms, positions, norms.spec
+        self.writer, self.norms, self.positions, self.spec = writer, norms, positions, positions.spec
 
     def apart(self, joined: ir.Value, execution: Execution, *, rotate: bool) -> tuple[ir.Value, ir.Value, ir.Value]:
         """[batch, T, qkv_size] -> query [batch, T, attended_size], key and value [batch, T, kv_heads * head_dim].
@@ -44,10 +44,10 @@ class Heads:
         kind, here, place = execution.kind.qk_norm, f"{execution.name}.attention", f"blocks.{execution.stored}.attention"
         if kind == "none":
             return query, key
-        heads, kv_heads = self.spec.num_attention_heads, self.spec.num_key_value_heads
+        heads, kv_heads, size = self.spec.num_attention_heads, self.spec.num_key_value_heads, self.spec.head_dim
         return (
-            self.norms.over_heads(query, f"{place}.q_norm", kind, heads, f"{here}.q_norm"),
-            self.norms.over_heads(key, f"{place}.k_norm", kind, kv_heads, f"{here}.k_norm"),
+            self.norms.over_heads(query, f"{place}.q_norm", kind, heads, size, f"{here}.q_norm"),
+            self.norms.over_heads(key, f"{place}.k_norm", kind, kv_heads, size, f"{here}.k_norm"),
         )
 
     def _rotate(self, x: ir.Value, rope: int, heads: int, name: str) -> ir.Value:

@@ -14,8 +14,11 @@ from mobile_export import __version__
 from mobile_export.emit.onnx.blocks import check_blocks
 from mobile_export.emit.onnx.decoder_graph import FLOATS, DecoderGraph, OnnxOptions
 from mobile_export.emit.onnx.graph import GraphWriter
+from mobile_export.emit.onnx.matrices import Matrices
 from mobile_export.emit.onnx.operators import KvScales
+from mobile_export.emit.onnx.rwkv_graph import RwkvGraph
 from mobile_export.emit.onnx.weights_file import WeightsFile
+from mobile_export.families.spec import RwkvSpec
 from mobile_export.quantize.weights import PARTS, ModelWeights
 
 FILE, WEIGHTS_FILE = "model.onnx", "model.onnx.data"
@@ -52,7 +55,12 @@ def write_program(
     check_blocks(weights)
     data = WeightsFile(folder / WEIGHTS_FILE)
     try:
-        graph = DecoderGraph(GraphWriter(data, FLOATS[options.activations]), weights, options).build(kv_scales, say)
+        writer = GraphWriter(data, FLOATS[options.activations])
+        products = Matrices(writer, weights)
+        if isinstance(weights.recognised.spec, RwkvSpec):
+            graph = RwkvGraph(writer, weights, products, all_logits=options.all_logits).build(say)
+        else:
+            graph = DecoderGraph(writer, weights, products, options).build(kv_scales, say)
     finally:
         data.close()
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="mobile-export", producer_version=__version__)
