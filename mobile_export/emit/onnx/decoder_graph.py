@@ -90,11 +90,10 @@ class DecoderGraph:
     def _executions(self, kv_scales: Sequence[KvScales] | None) -> list[Execution]:
         rules = attention_rules(self.spec, self.plan.blocks, self.plan.schedule)
         kinds = [self.spec.blocks[self.plan.blocks[stored]] for stored in self.plan.schedule]
-        scales = kv_scales or [None] * len(kinds)
+        scales = [kv_scales[slot] if kv_scales else None for slot in range(len(kinds))]
+        caches = [self._cache("past", slot, kind, scale) for slot, (kind, scale) in enumerate(zip(kinds, scales, strict=True))]
         return [
-            Execution(
-                slot, stored, kinds[slot], rules[slot], self._cache("past", slot, kinds[slot], scales[slot]), scales[slot]
-            )
+            Execution(slot, stored, kinds[slot], rules[slot], caches[slot], scales[slot])
             for slot, stored in enumerate(self.plan.schedule)
         ]
 
