@@ -92,6 +92,7 @@ class OnnxGraph:
     """What only an ONNX model has.
 
     activations: "float32" or "float16". all_logits: of every position, not of the last alone.
+    portable: operators of the ONNX standard alone.
     operators: operator -> nodes.
     runs_in_genai: onnxruntime-genai runs the folder as it is; it knows no state beside keys and values.
     minimum_onnxruntime: the first version that runs it; one_copy_onnxruntime: that packs a shared block once, too.
@@ -99,6 +100,7 @@ class OnnxGraph:
 
     activations: str
     all_logits: bool
+    portable: bool
     operators: dict[str, int]
     minimum_onnxruntime: str
     one_copy_onnxruntime: str

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import onnx
 import pytest
 
 from mobile_export.cli import run
@@ -69,7 +70,7 @@ ONNX = dataclasses.replace(
     format="onnx",
     files=[FileDigest("model.onnx", 1_000, "ab" * 32), FileDigest("model.onnx.data", 999_000, "cd" * 32)],
     pte=None,
-    onnx=OnnxGraph("float32", False, {"MatMulNBits": 11}, "1.24", "1.28", True),
+    onnx=OnnxGraph("float32", False, False, {"MatMulNBits": 11}, "1.24", "1.28", True),
 )
 
 
@@ -235,15 +236,36 @@ def test_an_artifact_whose_file_was_changed(capsys, artifact):
     )
 
 
-@pytest.mark.parametrize("named", ["", "model.pte"])
-def test_inspect_prints_the_manifest(capsys, artifact, named):
-    assert run(["inspect", str(artifact / named), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == dataclasses.asdict(MANIFEST)
+@pytest.fixture
+def onnx_artifact(tmp_path):
+    """A folder whose files are real: `inspect` reads them, too."""
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    folder = tmp_path / "out-onnx"
+    folder.mkdir()
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "tiny", [x], [y])), folder / "model.onnx")
+    (folder / NAME).write_text(to_json(ONNX), encoding="utf-8")
+    return folder
 
 
-def test_inspect_prints_a_page_of_it(capsys, artifact):
-    assert run(["inspect", str(artifact)]) == 0
+@pytest.mark.parametrize("named", ["", "model.onnx"])
+def test_inspect_prints_the_manifest_and_the_audit(capsys, onnx_artifact, named):
+    assert run(["inspect", str(onnx_artifact / named), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("audit")["payloads"] == []
+    assert printed == dataclasses.asdict(ONNX)
+
+
+def test_inspect_prints_a_page_of_it(capsys, onnx_artifact):
+    assert run(["inspect", str(onnx_artifact)]) == 0
     page = capsys.readouterr().out
-    assert page.startswith(f"{artifact / 'model.pte'}: 1.00 MB, recipe w4, 4.50 bits a weight\n")
+    assert page.startswith(f"{onnx_artifact / 'model.onnx'}: 1.00 MB, recipe w4, 4.50 bits a weight\n")
     assert "2 blocks stored, 4 executions (immediate: layer_sharing: true)" in page
-    assert "verified passed, by the ExecuTorch runtime against transformers in float32" in page
+    assert "needs    onnxruntime 1.24 or newer; 1.28 or newer to pack a shared block once" in page
+    assert "verified passed, by onnxruntime against transformers in float32" in page
+    assert page.endswith("\naudit    0 payloads, 0.0 kB, each stored once; no matrix in float\n")
+
+
+def test_an_artifact_that_cannot_be_read_is_refused(capsys, artifact):
+    code, line = fails(capsys, "inspect", str(artifact))
+    assert (code, line.startswith(f"error: {artifact / 'model.pte'}: ")) == (3, True)

@@ -24,13 +24,17 @@ def generate(
 ) -> int:
     """Generate text with the stock runner (ExecuTorch's TextLLMRunner, or onnxruntime-genai), from the folder alone.
 
+    Models that keep a state beside keys and values have no stock runner; for them plain onnxruntime is looped over.
+
     Example: mobile-export generate out "The capital of France is"
     """
     manifest = read_manifest(artifact)
     folder = artifact if artifact.is_dir() else artifact.parent
     say("loading")
     with without_noise(), without_stdout():
-        if manifest.onnx:
+        if manifest.onnx and not manifest.onnx.runs_in_genai:
+            from mobile_export.verify.onnx_loop import generate_text
+        elif manifest.onnx:
             from mobile_export.verify.genai_runner import generate_text
         else:
             from mobile_export.verify.executorch_runner import generate_text

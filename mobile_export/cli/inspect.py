@@ -11,7 +11,7 @@ import typer
 
 from mobile_export.cli.options import JsonOption, ScheduleOption
 from mobile_export.cli.say import done, say, table, warn
-from mobile_export.errors import UsageError
+from mobile_export.errors import EXIT_NO, EXIT_YES, UsageError
 from mobile_export.manifest import NAME as MANIFEST
 from mobile_export.manifest import read_manifest
 from mobile_export.units import counted, mebibytes, megabytes
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mobile_export.quantize.weights import ModelWeights
 
 
+ARTIFACTS = (".pte", ".onnx", ".mlpackage")
+
+
 def inspect(
     what: Annotated[str, typer.Argument(metavar="CHECKPOINT|ARTIFACT", help="A checkpoint as for `pte`, or an artifact.")],
     recipe: Annotated[
@@ -28,23 +31,26 @@ def inspect(
         typer.Option("--recipe", help="A recipe's name, or a TOML file, for the last column. Default: w4.", show_default=False),
     ] = None,
     schedule: ScheduleOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit code 1 if an artifact holds bytes twice, unused, or matrices left in float.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Print what a checkpoint or an artifact is, what is shared in it and why, and what every part weighs.
 
+    An artifact's files are audited, too: what is stored twice, what nothing refers to, what was left in float. Any .pte or
+    .onnx file can be given, whoever wrote it.
+
     Example: mobile-export inspect smollm2-135m
     """
     path = Path(what)
-    if (path / MANIFEST).is_file() or path.suffix in (".pte", ".onnx", ".mlpackage"):
-        from mobile_export.cli.report import report
-
+    if (path / MANIFEST).is_file() or path.suffix in ARTIFACTS:
         if recipe or schedule:
             option = "--recipe" if recipe else "--schedule"
             raise UsageError(option, f"{what} is an artifact, its recipe and schedule are settled", f"leave {option} out")
-        manifest = read_manifest(path)
-        folder = path if path.is_dir() else path.parent
-        typer.echo(json.dumps(dataclasses.asdict(manifest)) if as_json else report(manifest, folder))
-        return 0
+        return inspect_artifact(path, strict=strict, as_json=as_json)
+    if strict:
+        raise UsageError("--strict", f"{what} is a checkpoint", "it audits artifacts: name a folder, a .pte or a .onnx")
     say("reading the checkpoint")
     from mobile_export.cli.steps import prepare
 
@@ -55,6 +61,29 @@ def inspect(
     facts = inspection(weights)
     typer.echo(json.dumps(facts) if as_json else page(weights, facts))
     return 0
+
+
+def inspect_artifact(path: Path, *, strict: bool, as_json: bool) -> int:
+    """Print an artifact's manifest, where it has one, and the audit of its files."""
+    from mobile_export.audit import audit_artifact
+    from mobile_export.cli.report import report
+
+    folder = path if path.is_dir() else path.parent
+    stranger = path.is_file() and not (folder / MANIFEST).is_file()
+    if stranger:
+        audit = audit_artifact(path)
+        facts: dict[str, Any] = {}
+        lines = [f"{path}: {megabytes(path.stat().st_size)}, no manifest beside it"]
+    else:
+        manifest = read_manifest(path)
+        audit = audit_artifact(folder / manifest.file, float_expected="float32" in manifest.matrices.values())
+        facts = dataclasses.asdict(manifest)
+        lines = [report(manifest, folder)]
+    if as_json:
+        typer.echo(json.dumps({**facts, "audit": dataclasses.asdict(audit)}))
+    else:
+        typer.echo("\n".join([*lines, *([] if stranger else [""]), *audit.lines()]))
+    return EXIT_NO if strict and not audit.clean else EXIT_YES
 
 
 def inspection(weights: ModelWeights) -> dict[str, Any]:

@@ -23,6 +23,10 @@ def onnx(
     activations: Annotated[
         str, typer.Option("--activations", help="float32, or float16 for processors that compute in it.")
     ] = "float32",
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="Operators of the ONNX standard alone: slower, and shared blocks are packed apart."),
+    ] = False,
     all_logits: Annotated[
         bool, typer.Option("--all-logits", help="Logits of every position, to evaluate texts; else of the last one.")
     ] = False,
@@ -35,16 +39,22 @@ def onnx(
     """
     if activations not in ("float32", "float16"):
         raise UsageError(f"--activations {activations}", "no such type", "write float32 or float16")
+    if portable and (activations == "float16" or kv == "int8"):
+        other = "--activations float16" if activations == "float16" else "--kv int8"
+        raise UsageError("--portable", f"{other} needs operators of onnxruntime's own", "leave one of the two out")
     job = settle(checkpoint, recipe, schedule, kv, out, max_context, "onnx")
     if activations == "float16" and job.weights.recipe.activations == "float32":
         what = f"recipe {job.weights.recipe.name} keeps float32 weights"
         raise UsageError("--activations float16", what, "choose a quantized recipe, or leave it out")
+    if portable and job.weights.recipe.kv.dtype == "int8":
+        what = f"the KV cache of recipe {job.weights.recipe.name} is int8, which needs operators of onnxruntime's own"
+        raise UsageError("--portable", what, "add --kv float32")
     with without_noise():
         say("loading torch and onnx")
         from mobile_export.emit.onnx.artifact import needed_bytes, write_artifact
         from mobile_export.emit.onnx.decoder_graph import OnnxOptions
 
-        options = OnnxOptions(job.context, all_logits, activations)  # type: ignore[arg-type]
+        options = OnnxOptions(job.context, all_logits, activations, portable)  # type: ignore[arg-type]
         manifest = write(
             job,
             needed_bytes(job.weights, options),

@@ -74,8 +74,10 @@ def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec | RwkvSpec
     given = json.loads(json.dumps(dataclasses.asdict(spec)))
     differs = next((name for name in given if given[name] != manifest.spec.get(name)), None)
     if differs:
-        what = f"was made from a model with {differs} {manifest.spec.get(differs)}, {against} has {given[differs]}"
-        raise InputError(str(folder), what, f"verify it against {manifest.source}, which it was made from")
+        was, has = manifest.spec.get(differs), given[differs]
+        plain = all(isinstance(value, int | float | str) for value in (was, has))
+        what = f"{differs} {was}, {against} has {has}" if plain else f"another {differs} than {against} has"
+        raise InputError(str(folder), f"was made from a model with {what}", f"verify it against {manifest.source}, its source")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

@@ -9,7 +9,7 @@ import onnxruntime_genai
 from mobile_export.errors import InputError
 from mobile_export.manifest import Manifest
 from mobile_export.verify.onnx_runtime import check_version
-from mobile_export.verify.prompt import Generated, prompt_text
+from mobile_export.verify.prompt import Generated, begin, prompt_text
 
 
 def generate_text(
@@ -33,7 +33,7 @@ def generate_text(
     try:
         model = onnxruntime_genai.Model(str(folder))
         tokenizer = onnxruntime_genai.Tokenizer(model)
-        tokens = _begin(tokenizer.encode(text).tolist(), manifest, chat=chat)
+        tokens = begin(tokenizer.encode(text).tolist(), manifest, chat=chat)
         room = manifest.max_context - len(tokens)
         if room < 1:
             raise InputError("PROMPT", f"is {len(tokens)} tokens long", f"leave room in a context of {manifest.max_context}")
@@ -43,17 +43,6 @@ def generate_text(
         what = f"onnxruntime-genai refuses: {str(error).strip().splitlines()[0]}"
         raise InputError(str(folder), what, "export it again, or try a newer onnxruntime-genai") from None
     return Generated(prompt + new_text, new_text, len(tokens), len(new) + at_eos, at_eos)
-
-
-def _begin(tokens: list[int], manifest: Manifest, *, chat: bool) -> list[int]:
-    """Tokens with BOS in front exactly where the checkpoint wants it; a chat template writes its own."""
-    bos = manifest.bos_id
-    begins = bool(tokens) and tokens[0] == bos
-    if chat:
-        return tokens[1:] if begins and tokens[1:2] == [bos] else tokens
-    if manifest.adds_bos and bos is not None and not begins:
-        return [bos, *tokens]
-    return tokens[1:] if begins and not manifest.adds_bos and len(tokens) > 1 else tokens
 
 
 def _generate(model: onnxruntime_genai.Model, tokens: list[int], count: int, temperature: float) -> tuple[list[int], bool]:

@@ -35,6 +35,8 @@ class OnnxRuntime:
         options.log_severity_level = 4  # what is wrong is raised, and said in one line
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent.resolve()))
+        if float_activations:  # of products that onnxruntime fuses by itself
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         try:
             model = _with_float_activations(path) if float_activations else str(path)
             self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

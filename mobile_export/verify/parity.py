@@ -10,6 +10,7 @@ under rounding noise, which is measured beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +25,8 @@ TRIES = 48  # short sequences tried until one agrees
 TEXT = 24  # tokens fed one by one
 PROMPTS = (1, 2, 3, 7, 12, 24)  # tokens fed in one call
 NOISE = 1e-6  # relative, on the embedding: ten times float32's rounding, what other summation orders make of it
-FLOAT16_NOISE = 2.0**-10  # float16 keeps 11 bits
+FLOAT16_ROUNDING = 2.0**-11  # of a value kept in float16
+ROUNDINGS = 8  # float16 values an execution passes on, one after the other
 EXACT, FLOOR = 1e-4, 5e-3  # of the largest logit: float32 in another order; one int8 activation in a shallow model
 EXACT_REASON = "float32 summed in another order"
 
@@ -49,6 +51,11 @@ class NoiseFloor:
     typical: float
     largest: float
     reason: str
+
+
+def float16_noise(executions: int) -> float:
+    """What the roundings of float16 activations come to, added in quadrature as independent errors are."""
+    return FLOAT16_ROUNDING * math.sqrt(ROUNDINGS * executions)
 
 
 def random_text(vocab_size: int, context: int, max_prompt: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobile_export.errors import UsageError
+from mobile_export.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ def prompt_text(folder: Path, prompt: str, *, chat: bool) -> str:
     if not prompt:
         raise UsageError("PROMPT", "is empty", "write at least one character")
     return chat_prompt(folder, prompt) if chat else prompt
+
+
+def begin(tokens: list[int], manifest: Manifest, *, chat: bool) -> list[int]:
+    """Tokens with BOS in front exactly where the checkpoint wants it; a chat template writes its own."""
+    bos = manifest.bos_id
+    begins = bool(tokens) and tokens[0] == bos
+    if chat:
+        return tokens[1:] if begins and tokens[1:2] == [bos] else tokens
+    if manifest.adds_bos and bos is not None and not begins:
+        return [bos, *tokens]
+    return tokens[1:] if begins and not manifest.adds_bos and len(tokens) > 1 else tokens
 
 
 def chat_prompt(folder: Path, message: str) -> str:

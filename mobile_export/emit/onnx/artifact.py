@@ -21,9 +21,9 @@ from mobile_export.quantize.weights import ModelWeights
 
 VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxruntime")
-# Found by running artifacts of ours in each version: older ones refuse GatherBlockQuantized's `bits`, and up to 1.27 a
-# block's weights are packed once for every execution.
-MINIMUM_ONNXRUNTIME, ONE_COPY_ONNXRUNTIME = "1.24", "1.28"
+# Found by running artifacts of ours in each version (benchmarks/onnx_versions.py): up to 1.26 the attention operator
+# refuses an int8 cache, and up to 1.27 a block's weights are packed once for every execution.
+MINIMUM, MINIMUM_INT8_CACHE, ONE_COPY = "1.24", "1.27", "1.28"
 
 
 def write_artifact(
@@ -48,20 +48,23 @@ def write_artifact(
     slots = kv_slots(weights.recognised, plan)
     runs_in_genai = isinstance(spec, DecoderSpec) and slots == len(plan.schedule)
     if isinstance(spec, DecoderSpec) and runs_in_genai:
-        config = genai_config(spec, slots, options.max_context, FILE, checkpoint.bos_id, checkpoint.eos_ids)
+        ends = checkpoint.bos_id, checkpoint.eos_ids
+        config = genai_config(spec, slots, options.max_context, FILE, *ends, in_place=not options.portable)
         (folder / GENAI_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kv_dtype = "int8" if kv_scales else options.activations
     row = spec.num_key_value_heads * spec.head_dim if isinstance(spec, DecoderSpec) else 0
     per_token = 2 * slots * row * VALUE_BYTES[kv_dtype]
     float_bytes = VALUE_BYTES[options.activations]
     state = state_bytes(weights.recognised, plan) // 4 * float_bytes  # counted in float32 there
-    repeated = len(plan.schedule) > len(plan.blocks)
+    minimum = MINIMUM_INT8_CACHE if kv_scales else MINIMUM
+    repeated = len(plan.schedule) > len(plan.blocks) and not options.portable
     graph = OnnxGraph(
         activations=options.activations,
         all_logits=options.all_logits,
+        portable=options.portable,
         operators=program.operators,
-        minimum_onnxruntime=MINIMUM_ONNXRUNTIME,
-        one_copy_onnxruntime=ONE_COPY_ONNXRUNTIME if repeated else MINIMUM_ONNXRUNTIME,
+        minimum_onnxruntime=minimum,
+        one_copy_onnxruntime=ONE_COPY if repeated else minimum,
         runs_in_genai=runs_in_genai,
     )
     return describe(

@@ -17,6 +17,7 @@ from mobile_export.emit.onnx.contrib import ContribOperators
 from mobile_export.emit.onnx.graph import MICROSOFT, Attribute, GraphWriter
 from mobile_export.emit.onnx.operators import OPSET, Execution, KvScales, Operators, Products
 from mobile_export.emit.onnx.positions import Positions
+from mobile_export.emit.onnx.standard import StandardOperators
 from mobile_export.families.spec import BlockSpec
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
@@ -31,11 +32,13 @@ class OnnxOptions:
     max_context: rows of the position tables, and so the longest sequence.
     all_logits: logits of every position, not of the last one alone.
     activations: "float32", or "float16" for processors that compute in it.
+    portable: operators of the ONNX standard alone; float32 activations and cache.
     """
 
     max_context: int
     all_logits: bool = False
     activations: Literal["float32", "float16"] = "float32"
+    portable: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class DecoderGraph:
         self.tokens = writer.input("input_ids", ir.DataType.INT64, ("batch", "tokens"))
         self.mask = writer.input("attention_mask", ir.DataType.INT64, ("batch", "total"))
         self.positions = Positions(writer, self.spec, options.max_context, self.tokens, self.mask)
-        self.use: Operators = ContribOperators(writer, weights, self.positions)
+        operators = StandardOperators if options.portable else ContribOperators
+        self.use: Operators = operators(writer, weights, self.positions)
 
     def build(self, kv_scales: Sequence[KvScales] | None, say: Callable[[str], None]) -> ir.Graph:
         """Write every node; weights are read, quantized and written to the weights file one by one.
@@ -81,7 +85,7 @@ class DecoderGraph:
             [self.tokens, self.mask, *past],
             [self._head(stream), *present],
             nodes=self.writer.nodes,
-            initializers=list(self.writer.initializers.values()),
+            initializers=self.writer.used_initializers(),
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=self.spec.family,
             doc_string=f"{len(self.plan.blocks)} stored blocks in {len(self.plan.schedule)} executions ({self.plan.order})",

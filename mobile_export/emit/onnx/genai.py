@@ -11,13 +11,21 @@ FILE = "genai_config.json"
 
 
 def genai_config(
-    spec: DecoderSpec, slots: int, max_context: int, model_file: str, bos_id: int | None, eos_ids: tuple[int, ...]
+    spec: DecoderSpec,
+    slots: int,
+    max_context: int,
+    model_file: str,
+    bos_id: int | None,
+    eos_ids: tuple[int, ...],
+    *,
+    in_place: bool,
 ) -> dict[str, object]:
     """The configuration as plain values.
 
     Args:
         slots: KV slots, which is what the runtime loops over as `num_hidden_layers`.
         max_context: the longest sequence; the runtime allocates the whole KV cache for it when it starts.
+        in_place: the attention operator writes new rows into the cache it is given.
     """
     decoder = {
         # Threads that spin between operators cost twice the CPU time, and wall time too where others want the cores.
@@ -50,5 +58,5 @@ def genai_config(
         "type": "llama",  # which loop drives the decoder; every family here has the same
         "vocab_size": spec.vocab_size,
     }
-    search = {"do_sample": False, "max_length": max_context, "past_present_share_buffer": True}
+    search = {"do_sample": False, "max_length": max_context, "past_present_share_buffer": in_place}
     return {"model": model, "search": search}

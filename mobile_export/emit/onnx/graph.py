@@ -104,6 +104,23 @@ class GraphWriter:
                 self.place(name, self.weights_file.add(values, part), dtype, values.shape)
         return self.initializers[name]
 
+    def packed(self, name: str, values: np.ndarray, dtype: ir.DataType, shape: Sequence[int], part: str) -> ir.Value:
+        """An initializer of a type narrower than a byte, from its bytes; it always lies in the weights file."""
+        return self.place(name, self.weights_file.add(values, part), dtype, shape)
+
+    def same_bytes(self, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """An initializer's bytes under another name, and so for another reader."""
+        held = value.const_value
+        if name not in self.initializers:
+            if isinstance(held, ir.ExternalTensor):
+                assert held.offset is not None
+                assert held.length is not None
+                self.place(name, Range(held.offset, held.length), dtype, shape)
+            else:
+                assert held is not None
+                self.constant(name, held.numpy().reshape(shape))
+        return self.initializers[name]
+
     def floats(self, name: str, values: np.ndarray, part: str) -> ir.Value:
         """An initializer in the graph's float type. values: float32."""
         return self.constant(name, values.astype(self.float_type.numpy()), part)
@@ -116,6 +133,10 @@ class GraphWriter:
         )
         self.initializers[name] = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
         return self.initializers[name]
+
+    def used_initializers(self) -> list[ir.Value]:
+        """Those a node reads: bytes may have been placed under a name only to give them a second one."""
+        return [value for value in self.initializers.values() if value.uses()]
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
         """A value the caller gives; names stand for sizes that differ from call to call."""

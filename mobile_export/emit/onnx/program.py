@@ -15,8 +15,9 @@ from mobile_export.emit.onnx.blocks import check_blocks
 from mobile_export.emit.onnx.decoder_graph import FLOATS, DecoderGraph, OnnxOptions
 from mobile_export.emit.onnx.graph import GraphWriter
 from mobile_export.emit.onnx.matrices import Matrices
-from mobile_export.emit.onnx.operators import KvScales
+from mobile_export.emit.onnx.operators import KvScales, Products
 from mobile_export.emit.onnx.rwkv_graph import RwkvGraph
+from mobile_export.emit.onnx.standard import StandardProducts
 from mobile_export.emit.onnx.weights_file import WeightsFile
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.quantize.weights import PARTS, ModelWeights
@@ -56,7 +57,7 @@ def write_program(
     data = WeightsFile(folder / WEIGHTS_FILE)
     try:
         writer = GraphWriter(data, FLOATS[options.activations])
-        products = Matrices(writer, weights)
+        products: Products = (StandardProducts if options.portable else Matrices)(writer, weights)
         if isinstance(weights.recognised.spec, RwkvSpec):
             graph = RwkvGraph(writer, weights, products, all_logits=options.all_logits).build(say)
         else:

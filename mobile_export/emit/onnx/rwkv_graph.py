@@ -56,7 +56,7 @@ class RwkvGraph:
             [tokens, *past],
             [self._head(x), *present],
             nodes=self.writer.nodes,
-            initializers=list(self.writer.initializers.values()),
+            initializers=self.writer.used_initializers(),
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=self.spec.family,
             doc_string=f"{len(self.plan.blocks)} stored blocks in {len(self.plan.schedule)} executions ({self.plan.order})",

@@ -1,0 +1,61 @@
+"""Our own loop over plain onnxruntime, for models onnxruntime-genai has no loop for: states beside keys and values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from mobile_export.errors import InputError
+from mobile_export.manifest import Manifest
+from mobile_export.verify.onnx_runtime import OnnxRuntime
+from mobile_export.verify.prompt import Generated, begin, prompt_text
+
+
+def generate_text(
+    folder: Path, manifest: Manifest, prompt: str, max_new_tokens: int, temperature: float, *, chat: bool = False
+) -> Generated:
+    """Continue a prompt from the files of an artifact folder.
+
+    Args:
+        chat: put the prompt through the folder's chat template first.
+    Raises:
+        MissingTool: onnxruntime is too old.
+        InputError: no tokenizer, or the runtime refuses model or prompt.
+        UsageError: an empty prompt, or chat without a template.
+    """
+    assert manifest.onnx, "a manifest has its format's facts"
+    text = prompt_text(folder, prompt, chat=chat)
+    if not (folder / "tokenizer.json").is_file():
+        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
+        raise InputError(str(folder), "holds no tokenizer.json", then)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = begin(tokenizer.encode(text).ids, manifest, chat=chat)
+    runtime = OnnxRuntime(folder / manifest.file, manifest.onnx.minimum_onnxruntime)
+    new = continue_tokens(
+        runtime, tokens, min(max_new_tokens, manifest.max_context - len(tokens)), manifest.eos_ids, temperature
+    )
+    at_eos = bool(new) and new[-1] in manifest.eos_ids
+    said = tokenizer.decode(tokens + new[: len(new) - at_eos])
+    new_text = said.removeprefix(tokenizer.decode(tokens))
+    return Generated(prompt + new_text, new_text, len(tokens), len(new), at_eos)
+
+
+def continue_tokens(
+    runtime: OnnxRuntime, tokens: list[int], count: int, eos_ids: list[int], temperature: float = 0.0
+) -> list[int]:
+    """Up to `count` new tokens, an end-of-sequence token included; greedy where the temperature is 0, else seeded."""
+    generator = torch.Generator().manual_seed(0)
+    new: list[int] = []
+    logits = runtime.step(tokens, 0)
+    while len(new) < count:
+        if temperature > 0:
+            chosen = torch.multinomial((logits / temperature).softmax(dim=-1), 1, generator=generator)
+        else:
+            chosen = logits.argmax()
+        new.append(int(chosen))
+        if new[-1] in eos_ids or len(new) == count:
+            break
+        logits = runtime.step(new[-1:], len(tokens) + len(new) - 1)
+    return new
