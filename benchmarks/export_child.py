@@ -10,11 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import ROOT
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,27 @@ def mobile_export_program() -> list[str]:
 
 def pte_command(checkpoint: str, folder: Path, *, recipe: str = "w4", schedule: str | None = None) -> list[str]:
     """The command a user would type to export a .pte, verification apart."""
-    command = [*mobile_export_program(), "pte", checkpoint, "--recipe", recipe, "--out", str(folder), "--no-verify"]
-    command += ["--max-context", "512", "--max-prompt", "128"]
+    return [*_export_command("pte", checkpoint, folder, recipe, schedule, 512), "--max-prompt", "128", "--no-verify"]
+
+
+def onnx_command(
+    checkpoint: str,
+    folder: Path,
+    *,
+    recipe: str = "w4",
+    schedule: str | None = None,
+    max_context: int = 512,
+    options: Sequence[str] = (),
+    verify: bool = False,
+) -> list[str]:
+    """The command a user would type to export a model.onnx. options: further ones, as typed."""
+    command = [*_export_command("onnx", checkpoint, folder, recipe, schedule, max_context), *options]
+    return command if verify else [*command, "--no-verify"]
+
+
+def _export_command(verb: str, checkpoint: str, folder: Path, recipe: str, schedule: str | None, max_context: int) -> list[str]:
+    command = [*mobile_export_program(), verb, checkpoint, "--recipe", recipe, "--out", str(folder)]
+    command += ["--max-context", str(max_context)]
     return command + (["--schedule", schedule] if schedule else [])
 
 
@@ -48,14 +67,23 @@ def stock_command(checkpoint: str, file: Path) -> list[str]:
     return [sys.executable, "-m", "benchmarks.stock_path", checkpoint, "--out", str(file)]
 
 
-def run_export(command: Sequence[str]) -> ExportCost:
+def run_export(command: Sequence[str], environment: Mapping[str, str] | None = None) -> ExportCost:
     """Run an export to its end.
 
+    Args:
+        environment: variables set for it beside our own.
     Raises:
         SystemExit: it failed; its last lines are the message.
     """
     began = time.perf_counter()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
     assert child.stdout is not None
     said = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)

@@ -6,21 +6,24 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("executorch", "torch", "torchao")
-ROOT = Path(__file__).parents[1]
+from benchmarks import ROOT
+
+PTE_PACKAGES = ("executorch", "torch", "torchao")
+ONNX_PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "torch")
 
 
-def describe_machine() -> str:
-    """CPU, cores, memory, system, versions, load and commit of this run."""
+def describe_machine(packages: Sequence[str] = PTE_PACKAGES) -> str:
+    """CPU, cores, memory, system, versions of `packages`, load and commit of this run."""
     cores, memory_gib = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [
         f"{_cpu_model()}, {cores} cores, {memory_gib:.0f} GiB",
         f"{platform.system()} {platform.release()} {platform.machine()}",
         f"Python {platform.python_version()}",
-        *(f"{name} {_version(name)}" for name in PACKAGES),
+        *(f"{name} {_version(name)}" for name in dict.fromkeys(packages)),
         f"load {os.getloadavg()[0]:.1f} at the start",
         f"commit {_commit()}",
     ]

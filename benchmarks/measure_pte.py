@@ -12,34 +12,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import gc
-import hashlib
 import json
 import os
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PREFILL_REPEATS = 5
-WARM_UP_TOKENS = 8
+from benchmarks.json_child import run_for_json
+from benchmarks.process_memory import ImportsMemory, Resident, process_threads
+from benchmarks.step_times import StepTimes, time_steps
+from benchmarks.warm_file import WarmFile, warm
+
 SINGLE_OPENMP_THREAD = {"OMP_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True)
-class Resident:
-    """Resident memory of this process above what it held after its imports.
-
-    dirty_mib: anonymous pages (RssAnon): what a phone kills for.
-    clean_mib: file-backed pages (RssFile), the .pte's and the libraries': what a phone evicts.
-    """
-
-    dirty_mib: float
-    clean_mib: float
 
 
 @dataclass(frozen=True)
@@ -47,24 +33,16 @@ class Measurement:
     """What one process measured. Milliseconds are wall time; the .pte is in the page cache from the start.
 
     load_ms: program mapped, its header read. init_ms: `forward` loaded, so the backend has packed its weights.
-    first_token_ms: the first call ever, prompt_tokens long. prefill_tokens_per_s: the same prompt again, median.
-    decode_tokens_per_s: 1 / median seconds a token, one token a call, after the prompt and WARM_UP_TOKENS.
     peak_mib: most ever resident (VmHWM) above the imports. process_threads: at the end.
     delegate_threads: XNNPACK's pool. kv_slots, kv_rows, kv_row_values: KV caches, tokens in each, key and value
         numbers a token; from the program's metadata, 0 where it has none.
     """
 
-    file: str
-    sha256: str
-    file_bytes: int
+    file: WarmFile
     delegate_threads: int
-    prompt_tokens: int
-    new_tokens: int
     load_ms: float
     init_ms: float
-    first_token_ms: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
+    steps: StepTimes
     imports_mib: float
     after_load: Resident
     after_init: Resident
@@ -80,29 +58,13 @@ def measure_in_child(pte: Path, *, threads: int, prompt_tokens: int = 128, new_t
     """Measure a .pte in a process of its own.
 
     Raises:
-        SystemExit: the child failed; the end of its stderr is the message.
+        ChildError: it failed.
     """
+    from pydantic import TypeAdapter
+
     command = [sys.executable, "-m", "benchmarks.measure_pte", str(pte.resolve()), "--threads", str(threads)]
     command += ["--prompt-tokens", str(prompt_tokens), "--new-tokens", str(new_tokens)]
-    child = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, **SINGLE_OPENMP_THREAD},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if child.returncode:
-        sys.exit(f"error: {pte}: measuring failed: {child.stderr.strip()[-1500:]}")
-    return read_measurement(json.loads(child.stdout))
-
-
-def read_measurement(values: dict[str, object]) -> Measurement:
-    """A Measurement from its JSON object."""
-    resident = {"after_load", "after_init", "at_end"}
-    known = {field.name for field in fields(Measurement)}
-    assert set(values) == known, f"not a Measurement: {sorted(set(values) ^ known)}"
-    return Measurement(**{key: Resident(**v) if key in resident else v for key, v in values.items()})  # type: ignore[arg-type]
+    return TypeAdapter(Measurement).validate_python(run_for_json(command, SINGLE_OPENMP_THREAD))
 
 
 def measure_here(pte: Path, *, threads: int, prompt_tokens: int, new_tokens: int) -> Measurement:
@@ -118,106 +80,45 @@ def measure_here(pte: Path, *, threads: int, prompt_tokens: int, new_tokens: int
     torch.set_num_threads(1)
     portable_lib._unsafe_reset_threadpool(threads)
     runtime = Runtime.get()
-    prompt, start = torch.arange(prompt_tokens)[None] + 3, torch.zeros(1, dtype=torch.int64)
-    sha256 = _sha256(pte)  # which also brings the file into the page cache
-
-    _return_freed_memory()
-    _reset_peak()
-    before = _memory_mib()
+    file = warm(pte)
+    memory = ImportsMemory()
 
     began = time.perf_counter()
     program = runtime.load_program(pte, verification=Verification.Minimal)  # what the C++ Module of the apps asks for
     loaded = time.perf_counter()
-    after_load = _above(before)
+    after_load = memory.above()
     began_init = time.perf_counter()
     forward = program.load_method("forward")
     initialised = time.perf_counter()
     assert forward is not None
-    after_init = _above(before)
+    after_init = memory.above()
 
-    prefill_s = [_time_call(forward, prompt, start) for _ in range(1 + PREFILL_REPEATS)]
-    token, decode_s = torch.zeros(1, 1, dtype=torch.int64), []
-    for step in range(WARM_UP_TOKENS + new_tokens):
-        token[0, 0], start[0] = 3 + step, prompt_tokens + step  # fixed tokens: no sampling in the time
-        decode_s.append(_time_call(forward, token, start))
-    at_end, peak_mib = _above(before), _status_mib("VmHWM") - sum(before)
+    steps = time_steps(
+        lambda tokens, start: forward.execute([torch.tensor([tokens]), torch.tensor([start])]), prompt_tokens, new_tokens
+    )
+    at_end, peak_mib = memory.above(), memory.peak_mib()
     return Measurement(
-        file=str(pte),
-        sha256=sha256,
-        file_bytes=pte.stat().st_size,
+        file=file,
         delegate_threads=portable_lib._threadpool_get_thread_count(),
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
         load_ms=1e3 * (loaded - began),
         init_ms=1e3 * (initialised - began_init),
-        first_token_ms=1e3 * prefill_s[0],
-        prefill_tokens_per_s=prompt_tokens / statistics.median(prefill_s[1:]),
-        decode_tokens_per_s=1 / statistics.median(decode_s[WARM_UP_TOKENS:]),
-        imports_mib=sum(before),
+        steps=steps,
+        imports_mib=memory.mib,
         after_load=after_load,
         after_init=after_init,
         at_end=at_end,
         peak_mib=peak_mib,
-        process_threads=_process_threads(),
+        process_threads=process_threads(),
         kv_slots=_constant(program, "get_n_executions"),
         kv_rows=_constant(program, "get_max_context_len"),
         kv_row_values=2 * _constant(program, "get_n_kv_heads") * _constant(program, "get_head_dim"),
     )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _time_call(forward: object, tokens: object, start: object) -> float:
-    began = time.perf_counter()
-    forward.execute([tokens, start])  # type: ignore[attr-defined]
-    return time.perf_counter() - began
-
-
 def _constant(program: object, method: str) -> int:
     if method not in program.method_names:  # type: ignore[attr-defined]
         return 0
     return int(program.load_method(method).execute([])[0])  # type: ignore[attr-defined]
-
-
-def _return_freed_memory() -> None:
-    """Free pages the imports left in the heap would take in what the model allocates, and hide it."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _reset_peak() -> None:
-    """Restart VmHWM from the present, where the kernel lets us (clear_refs, proc(5))."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory_mib() -> tuple[float, float]:
-    """Anonymous and file-backed resident MiB, exact: smaps_rollup walks the pages, the counters of status lag."""
-    sizes = {key: int(value.split()[0]) / 1024 for key, value in _colon_lines("/proc/self/smaps_rollup")}
-    return sizes["Anonymous"], sizes["Rss"] - sizes["Anonymous"]
-
-
-def _above(before: tuple[float, float]) -> Resident:
-    dirty_mib, clean_mib = _memory_mib()
-    return Resident(dirty_mib - before[0], clean_mib - before[1])
-
-
-def _status_mib(key: str) -> float:
-    return int(dict(_colon_lines("/proc/self/status"))[key].split()[0]) / 1024
-
-
-def _process_threads() -> int:
-    return int(dict(_colon_lines("/proc/self/status"))["Threads"])
-
-
-def _colon_lines(path: str) -> Iterator[tuple[str, str]]:
-    for line in Path(path).read_text().splitlines():
-        key, colon, value = line.partition(":")
-        if colon and value.strip():
-            yield key, value.strip()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def main() -> None:
 
     from mobile_export.cli.say import table
     from mobile_export.cli.steps import prepare
-    from mobile_export.verify.pte import noisy_logits
+    from mobile_export.verify.parity import noisy_logits
     from mobile_export.verify.reference import reference_decoder, reference_logits
 
     weights = prepare(asked.checkpoint, asked.recipe, None)

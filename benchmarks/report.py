@@ -60,7 +60,24 @@ def paired_ratio(values: Sequence[float], base: Sequence[float]) -> float:
     >>> paired_ratio([2.0, 6.0, 2.2], [1.0, 3.0, 1.0])
     2.0
     """
-    return statistics.median(value / of for value, of in zip(values, base, strict=True))
+    return statistics.median(paired_ratios(values, base))
+
+
+def paired_ratios(values: Sequence[float], base: Sequence[float]) -> list[float]:
+    """The ratios round by round."""
+    return [value / of for value, of in zip(values, base, strict=True)]
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile.
+
+    >>> middle_half([5.0, 1.0, 2.0, 3.0, 4.0])
+    (2.0, 4.0)
+    """
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, method="inclusive")
+    return first, third
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool) -> None:

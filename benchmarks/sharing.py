@@ -3,7 +3,7 @@
 Three exports of one checkpoint of N blocks: base (N executions), layer-shared (each block twice: 2N executions of N
 stored blocks) and its unshared twin (2N executions of 2N stored blocks, no two equal; see unshared_twin.py). Each is
 exported with `mobile-export pte` where its folder in --work lacks a model.pte, then measured in a process of its own
-(measure_pte.py), in turn: A B C A B C ..., at one thread and at two.
+(measure_pte.py), in turn: A B C, C B A ..., at one thread and at two.
 
     python -m benchmarks.sharing --work work/sharing
     python -m benchmarks.sharing --work work/sharing --stock stock.pte      with the stock path's file in the same run
@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.export_child import pte_command, run_export
 from benchmarks.machine import describe_machine
 from benchmarks.measure_pte import Measurement, measure_in_child
-from benchmarks.report import Figure, add_report_options, at_least, at_most, finish, paired_ratio, print_table, spread
+from benchmarks.report import Figure, add_report_options, at_least, at_most, finish
+from benchmarks.rounds import Row, as_json, compare, in_turn, print_comparison, say
 from mobile_export.units import counted
 
 BASE, SHARED, UNSHARED, STOCK = "base", "layer-shared", "unshared twin", "stock path"
@@ -33,7 +33,7 @@ MAX_EXTRA_DIRTY_MIB = 2e6 / 2**20
 MAX_INIT_RATIO = 1.15
 MIN_TWO_THREAD_RATIO = 1.5
 
-Value = Callable[[Measurement], float]
+ExportCommand = Callable[[str, Path, str | None], Sequence[str]]  # of a checkpoint, a folder to write, a schedule
 Runs = dict[str, list[Measurement]]  # model -> one measurement a round
 
 
@@ -42,18 +42,17 @@ def kv_mib(measured: Measurement) -> float:
     return measured.kv_slots * measured.kv_rows * measured.kv_row_values * KV_BYTES_PER_VALUE / 2**20
 
 
-# row title, value, digits
-ROWS: tuple[tuple[str, Value, int], ...] = (
-    ("file, MB", lambda m: m.file_bytes / 1e6, 2),
-    ("load, ms", lambda m: m.load_ms, 1),
-    ("init, ms", lambda m: m.init_ms, 0),
-    ("first token, ms", lambda m: m.first_token_ms, 0),
-    ("prefill, tokens/s", lambda m: m.prefill_tokens_per_s, 0),
-    ("decode, tokens/s", lambda m: m.decode_tokens_per_s, 1),
-    ("dirty after init, MiB", lambda m: m.after_init.dirty_mib, 1),
-    ("dirty at the end, MiB", lambda m: m.at_end.dirty_mib, 1),
-    ("clean at the end, MiB", lambda m: m.at_end.clean_mib, 1),
-    ("of it KV slots, MiB", kv_mib, 1),
+ROWS = (
+    Row[Measurement]("file, MB", lambda m: m.file.bytes / 1e6, 2),
+    Row[Measurement]("load, ms", lambda m: m.load_ms, 1),
+    Row[Measurement]("init, ms", lambda m: m.init_ms, 0),
+    Row[Measurement]("first token, ms", lambda m: m.steps.first_token_ms, 0),
+    Row[Measurement]("prefill, tokens/s", lambda m: m.steps.prefill_tokens_per_s, 0),
+    Row[Measurement]("decode, tokens/s", lambda m: m.steps.decode_tokens_per_s, 1),
+    Row[Measurement]("dirty after init, MiB", lambda m: m.after_init.dirty_mib, 1),
+    Row[Measurement]("dirty at the end, MiB", lambda m: m.at_end.dirty_mib, 1),
+    Row[Measurement]("clean at the end, MiB", lambda m: m.at_end.clean_mib, 1),
+    Row[Measurement]("of it KV slots, MiB", kv_mib, 1),
 )
 
 
@@ -71,26 +70,34 @@ def main() -> int:
     asked = parser.parse_args()
     machine = describe_machine()
     print(machine)
-    ptes = export_missing(asked.work.resolve(), asked.checkpoint, asked.recipe)
+    folders = export_missing(
+        asked.work.resolve(),
+        asked.checkpoint,
+        "model.pte",
+        lambda source, folder, schedule: pte_command(source, folder, recipe=asked.recipe, schedule=schedule),
+    )
+    ptes = {name: folder / "model.pte" for name, folder in folders.items()}
     if asked.stock:
         ptes[STOCK] = asked.stock
-    by_threads: dict[int, Runs] = {threads: {name: [] for name in ptes} for threads in asked.threads}
-    for _ in range(asked.runs):
-        for threads, runs in by_threads.items():
-            for name, pte in ptes.items():
-                runs[name].append(
-                    measure_in_child(pte, threads=threads, prompt_tokens=asked.prompt_tokens, new_tokens=asked.new_tokens)
-                )
+    by_threads = in_turn(
+        list(ptes),
+        asked.threads,
+        asked.runs,
+        lambda name, threads: measure_in_child(
+            ptes[name], threads=threads, prompt_tokens=asked.prompt_tokens, new_tokens=asked.new_tokens
+        ),
+    )
     for threads, runs in by_threads.items():
-        print_sharing(threads, runs, markdown=asked.markdown)
-    measured = {
-        str(threads): {name: list(map(asdict, rounds)) for name, rounds in runs.items()} for threads, runs in by_threads.items()
-    }
-    return finish(asked, machine, measured, judge(by_threads))
+        title = (
+            f"Sharing, {counted(threads, 'thread')}: prompt {asked.prompt_tokens}, {asked.new_tokens} new tokens, "
+            f"context {runs[BASE][0].kv_rows}; median (least to largest) of {counted(asked.runs, 'round')}"
+        )
+        print_comparison(title, ROWS, runs, BASE, markdown=asked.markdown)
+    return finish(asked, machine, as_json(by_threads), judge(by_threads))
 
 
-def export_missing(work: Path, checkpoint: str, recipe: str) -> dict[str, Path]:
-    """Model -> its .pte, exported where it is not there yet."""
+def export_missing(work: Path, checkpoint: str, file: str, command: ExportCommand) -> dict[str, Path]:
+    """Model -> the folder of its export, made where `file` is not in it yet."""
     twin = work / "unshared-checkpoint"
     made = {
         BASE: (work / "base", checkpoint, None),
@@ -98,50 +105,20 @@ def export_missing(work: Path, checkpoint: str, recipe: str) -> dict[str, Path]:
         UNSHARED: (work / "unshared-twin", str(twin), None),
     }
     for name, (folder, source, schedule) in made.items():
-        if (folder / "model.pte").is_file():
+        if (folder / file).is_file():
             continue
         if name == UNSHARED and not (twin / "config.json").is_file():
             say(f"writing {twin}")
             run_export([sys.executable, "-m", "benchmarks.unshared_twin", checkpoint, str(twin)])
         say(f"exporting {name}")
-        run_export(pte_command(source, folder, recipe=recipe, schedule=schedule))
-    return {name: folder / "model.pte" for name, (folder, _, _) in made.items()}
-
-
-def say(line: str) -> None:
-    """Progress, for a terminal only."""
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
-
-
-def print_sharing(threads: int, runs: Runs, *, markdown: bool) -> None:
-    """One table: a row per quantity, for each model its median and spread, and its ratio to base."""
-    first = runs[BASE][0]
-    columns = ["", BASE]
-    for name in runs:
-        columns += [name, "x base"] if name != BASE else []
-    rows = []
-    for title, value, digits in ROWS:
-        base = [value(m) for m in runs[BASE]]
-        row = [title, spread(base, digits)]
-        for name, measured in runs.items():
-            if name != BASE:
-                values = [value(m) for m in measured]
-                row += [spread(values, digits), f"{paired_ratio(values, base):.3f}"]
-        rows.append(row)
-    print_table(
-        f"Sharing, {counted(threads, 'thread')}: prompt {first.prompt_tokens}, {first.new_tokens} new tokens, "
-        f"context {first.kv_rows}; median (least to largest) of {counted(len(runs[BASE]), 'round')}",
-        columns,
-        rows,
-        markdown=markdown,
-    )
+        run_export(command(source, folder, schedule))
+    return {name: folder for name, (folder, _, _) in made.items()}
 
 
 def judge(by_threads: dict[int, Runs]) -> list[Figure]:
     """The figures the project promises, at every thread count measured."""
     first = next(iter(by_threads.values()))
-    file_ratio = first[SHARED][0].file_bytes / first[BASE][0].file_bytes
+    file_ratio = first[SHARED][0].file.bytes / first[BASE][0].file.bytes
     figures = [at_most("layer-shared: file against base", file_ratio, MAX_FILE_RATIO)]
     for threads, runs in by_threads.items():
         at = f", {counted(threads, 'thread')}"
@@ -166,17 +143,12 @@ def judge(by_threads: dict[int, Runs]) -> list[Figure]:
     return figures
 
 
-def compare(measured: Sequence[Measurement], with_these: Sequence[Measurement], value: Value) -> float:
-    """Median over the rounds of one model's value / the other's."""
-    return paired_ratio([value(m) for m in measured], [value(m) for m in with_these])
-
-
 def decode_rate(measured: Measurement) -> float:
-    return measured.decode_tokens_per_s
+    return measured.steps.decode_tokens_per_s
 
 
 def prefill_rate(measured: Measurement) -> float:
-    return measured.prefill_tokens_per_s
+    return measured.steps.prefill_tokens_per_s
 
 
 if __name__ == "__main__":

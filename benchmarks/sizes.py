@@ -9,13 +9,12 @@ Bytes do not vary, so each recipe is exported once.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.export_child import ROOT, mobile_export_program, pte_command, run_export
+from benchmarks.export_child import mobile_export_program, pte_command, run_export
+from benchmarks.json_child import run_for_json
 from benchmarks.machine import describe_machine
 from benchmarks.report import Figure, add_report_options, at_most, finish, print_table
 from mobile_export.manifest import Manifest, read_manifest
@@ -47,7 +46,7 @@ def main() -> int:
             print_parts(recipe, manifest, predicted, markdown=asked.markdown)
             figures += judge(asked.checkpoint, recipe, manifest, predicted)
             measured[recipe] = {
-                "file_bytes": manifest.file_bytes,
+                "file_bytes": manifest.bytes,
                 "parts": {part.name: part.bytes for part in manifest.parts},
                 "predicted": predicted,
             }
@@ -57,10 +56,7 @@ def main() -> int:
 def inspect(checkpoint: str, recipe: str) -> dict[str, int]:
     """Part -> bytes, as `inspect` predicts them."""
     command = [*mobile_export_program(), "inspect", checkpoint, "--recipe", recipe, "--json"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if run.returncode:
-        sys.exit(f"error: {' '.join(command)}: {run.stderr.strip()[-1500:]}")
-    return {part["name"]: part["bytes_recipe"] for part in json.loads(run.stdout)["parts"]}
+    return {part["name"]: part["bytes_recipe"] for part in run_for_json(command)["parts"]}
 
 
 def print_parts(recipe: str, manifest: Manifest, predicted: dict[str, int], *, markdown: bool) -> None:
@@ -71,10 +67,10 @@ def print_parts(recipe: str, manifest: Manifest, predicted: dict[str, int], *, m
         off = "" if expected is None else f"{off_percent(part.bytes, expected):+.3f}"
         rows.append((part.name, f"{part.bytes:,}", "" if expected is None else f"{expected:,}", off))
     whole = sum(predicted.values())
-    off = f"{off_percent(manifest.file_bytes, whole):+.3f}"
-    rows.append(("file", f"{manifest.file_bytes:,}", f"{whole:,}", off))
+    off = f"{off_percent(manifest.bytes, whole):+.3f}"
+    rows.append(("file", f"{manifest.bytes:,}", f"{whole:,}", off))
     columns = ("part", "bytes", "predicted", "off, %")
-    print_table(f"{recipe}: {manifest.file_bytes / 1e6:.2f} MB", columns, rows, markdown=markdown)
+    print_table(f"{recipe}: {manifest.bytes / 1e6:.2f} MB", columns, rows, markdown=markdown)
 
 
 def judge(checkpoint: str, recipe: str, manifest: Manifest, predicted: dict[str, int]) -> list[Figure]:
@@ -85,12 +81,12 @@ def judge(checkpoint: str, recipe: str, manifest: Manifest, predicted: dict[str,
         for name, size in predicted.items()
     ]
     # A part without a prediction (the graph) could hide what was predicted elsewhere; the whole cannot.
-    whole = abs(off_percent(manifest.file_bytes, sum(predicted.values())))
+    whole = abs(off_percent(manifest.bytes, sum(predicted.values())))
     figures.append(at_most(f"{recipe}: file off the sum predicted", whole, MAX_PART_PERCENT, "%"))
-    unaccounted = abs(manifest.file_bytes - sum(parts.values()))
+    unaccounted = abs(manifest.bytes - sum(parts.values()))
     figures.append(at_most(f"{recipe}: bytes of the file in no part, or in two", unaccounted, 0, "bytes"))
     if (checkpoint, recipe) in MAX_FILE_MB:
-        figures.append(at_most(f"{recipe}: file", manifest.file_bytes / 1e6, MAX_FILE_MB[checkpoint, recipe], "MB"))
+        figures.append(at_most(f"{recipe}: file", manifest.bytes / 1e6, MAX_FILE_MB[checkpoint, recipe], "MB"))
     return figures
 
 

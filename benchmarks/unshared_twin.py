@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.hf_folder import write_words
+
 if TYPE_CHECKING:
     import torch
 
@@ -53,10 +55,7 @@ def write_unshared_twin(checkpoint: Checkpoint, folder: Path) -> None:
         total += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for file, content in (checkpoint.tokenizer.files if checkpoint.tokenizer else {}).items():
-        (folder / file).write_bytes(content)
-    # Last: a folder with a config.json is a whole twin.
-    (folder / "config.json").write_text(json.dumps({**checkpoint.config, "num_hidden_layers": 2 * blocks}, indent=1))
+    write_words(checkpoint, folder, {"num_hidden_layers": 2 * blocks})
 
 
 def main() -> None:
