@@ -100,9 +100,10 @@ def environment_of(library: Path | None) -> dict[str, str]:
 
 
 class BoundSession:
-    """A model in onnxruntime, past and present keys and values bound to the same memory; only the logits are fetched.
+    """A model in onnxruntime, its cache bound and only the logits fetched: fetching all would copy the cache at every token.
 
-    Fetching all outputs would copy the whole cache at every token.
+    Past and present keys and values are the same memory where genai_config.json says the model takes that; else what one
+    step gives is bound as the next one's past.
     """
 
     def __init__(self, folder: Path, threads: int) -> None:
@@ -116,7 +117,10 @@ class BoundSession:
         self.session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=["CPUExecutionProvider"])
         self.types = {value.name: NUMPY_TYPES[value.type] for value in self.session.get_inputs()}
         self.kv_rows, self.kv_bytes = KV_ROWS, 0
-        self.decoder: dict[str, Any] = read_genai_config(folder)["model"]["decoder"]
+        config = read_genai_config(folder)
+        self.decoder: dict[str, Any] = config["model"]["decoder"]
+        self.in_place = bool(config["search"]["past_present_share_buffer"])
+        self.kept: dict[str, Any] = {}
 
     def allocate(self, tokens: int) -> None:
         """Allocate and bind the KV cache.
@@ -133,8 +137,9 @@ class BoundSession:
         shape = [1, self.decoder["num_key_value_heads"], self.kv_rows, self.decoder["head_size"]]
         self.binding = self.session.io_binding()
         self.binding.bind_output("logits")  # first, so that it is output 0
+        self.cached = [name for name in self.types if name.startswith("past_key_values.")]
         for name, kind in self.types.items():
-            if name.startswith("past_key_values."):
+            if name in self.cached and self.in_place:
                 slot = OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(kind))
                 self.binding.bind_ortvalue_input(name, slot)
                 self.binding.bind_ortvalue_output(name.replace("past_key_values.", "present."), slot)
@@ -154,8 +159,23 @@ class BoundSession:
         for name, value in feeds.items():
             self.binding.bind_cpu_input(name, value)
         self.binding.bind_output("logits")  # anew: its length follows the tokens
+        if not self.in_place:
+            self.bind_growing(start)
         self.session.run_with_iobinding(self.binding)
-        return self.binding.get_outputs()[0].numpy()
+        outputs = self.binding.get_outputs()
+        self.kept = {} if self.in_place else dict(zip(self.cached, outputs[1:], strict=True))
+        return outputs[0].numpy()
+
+    def bind_growing(self, start: int) -> None:
+        """Bind what the last step gave as the past, nothing at start 0, and let the runtime allocate the present."""
+        import numpy as np
+        from onnxruntime import OrtValue
+
+        empty = [1, self.decoder["num_key_value_heads"], 0, self.decoder["head_size"]]
+        for name in self.cached:
+            none = OrtValue.ortvalue_from_shape_and_type(empty, np.dtype(self.types[name]))
+            self.binding.bind_ortvalue_input(name, self.kept[name] if start else none)
+            self.binding.bind_output(name.replace("past_key_values.", "present."))
 
 
 class GenaiModel:

@@ -35,6 +35,7 @@ OURS: dict[str, tuple[str, tuple[str, ...]]] = {
     "w8": ("w8", ()),
     INT8_KV: ("w4-all", ("--kv", "int8")),
     "w4-all, float16": ("w4-all", ("--activations", "float16")),
+    "w4-all, portable": ("w4-all", ("--portable",)),
 }
 PEER_OPTIONS: dict[str, tuple[str, ...]] = {PEER: (), PEER_PRUNED: ("prune_lm_head=true",)}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
