@@ -6,14 +6,17 @@ The mutations at the end undo one feature each: where the error stayed small, th
 import copy
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
-from tiny_families import FAMILIES, TOKENS, VOCAB, reference, reference_logits, write_family, written
+from tiny_families import FAMILIES, LONGROPE, TOKENS, VOCAB, reference, reference_logits, write_family, written
 
 from mobile_export.checkpoint import open_checkpoint
 from mobile_export.cli import run
 from mobile_export.families import recognise
+from mobile_export.model.attention import PlainAttention
+from mobile_export.model.attention_rule import AttentionRule
 from mobile_export.quantize.recipe import read_recipe
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
@@ -125,6 +128,19 @@ def test_a_head_that_differs_from_the_embedding_counts_whatever_the_flag_says(tm
         assert error(ours(weights), transformers_logits(model)) < LIMIT
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_map_and_the_modules_agree_on_every_name_and_shape(name):
+    """A mapped weight no module takes would be lost without a word."""
+    weights = weights_of(written(name))
+    model = reference_model(weights, CONTEXT)
+    places = {}
+    for place, parameter in model.named_parameters():
+        graph_name = place.replace("entry.positions", "positions").replace("entry.", "embedding.")
+        graph_name = graph_name if not graph_name.startswith("norm.") else f"embedding.{graph_name}"  # RWKV's
+        places[weights.source_of(graph_name)] = tuple(parameter.shape)
+    assert places == {graph_name: weights.shape(graph_name) for graph_name in weights.sources}
+
+
 # --- the oracle the tool itself asks -----------------------------------------------------------------------------------
 
 
@@ -146,6 +162,14 @@ def test_a_schedule_runs_every_block_by_its_own_rule(name):
     got = ours(weights)
     assert error(got, transformers_logits(written_out(weights))) < LIMIT
     assert error(got, reference_logits(name)) > 100 * LIMIT
+
+
+def test_the_oracle_leaves_the_checkpoints_config_as_it_was(tmp_path):
+    """transformers writes defaults into nested settings."""
+    weights = weights_of(write_family(tmp_path, "phi4-mini", rope_parameters=LONGROPE))
+    before = copy.deepcopy(weights.checkpoint.config)
+    written_out(weights)
+    assert weights.checkpoint.config == before
 
 
 def test_the_oracle_misses_what_the_file_lacks(tmp_path):
@@ -202,6 +226,62 @@ def test_inspect_counts_every_parameter_once(name, capsys):
     assert facts["parameters_stored"] == sum(part["parameters"] for part in facts["parts"])
     assert ("positions.weight" in facts["matrices"]) == ("positions" in [part["name"] for part in facts["parts"]])
     assert run(["inspect", str(written(name))]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "kv", "state"),
+    [
+        ("qwen2", 2 * 2 * 2 * 16 * 4, 0),  # key and value, blocks, heads, head_dim, float32
+        ("lfm2", 2 * 1 * 2 * 16 * 4, 2 * 2 * 64 * 4),  # one block attends; two keep two columns of the stream
+        ("lfm2-biased", 2 * 2 * 2 * 16 * 4, 1 * 3 * 64 * 4),
+        ("rwkv4-narrow", 0, 2 * (2 * 64 + 3 * 32) * 4),
+    ],
+)
+def test_what_executions_keep_of_the_text(name, kv, state, capsys):
+    assert run(["inspect", str(written(name)), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kv_bytes_per_token"]["float32"], facts["state_bytes"]) == (kv, state)
+    assert run(["inspect", str(written(name))]) == 0
+    page = capsys.readouterr().out
+    assert ("kv cache" in page, "\nstate  " in page) == (kv > 0, state > 0)
+
+
+def attended_by_hand(rule, query, key, value):
+    """One head in scalars: each query over the keys it sees."""
+    rows = []
+    for p, q in enumerate(query):
+        seen = [j for j in range(p + 1) if j > p - (rule.window or 99) and j // (rule.chunk or 99) == p // (rule.chunk or 99)]
+        floor, scale = rule.query_temperature or (1, 0)
+        heat = rule.scale * (1 + scale * math.log1p((p + 1) // floor))
+        scores = [heat * sum(a * b for a, b in zip(q, key[j], strict=True)) for j in seen]
+        if rule.softcap:
+            scores = [rule.softcap * math.tanh(s / rule.softcap) for s in scores]
+        if rule.alibi == "bloom":
+            scores = [s + 2**-8 * j for s, j in zip(scores, seen, strict=True)]
+        total = sum(map(math.exp, scores))
+        weights = [math.exp(s) / total for s in scores]
+        rows.append([sum(w * value[j][c] for w, j in zip(weights, seen, strict=True)) for c in range(len(value[0]))])
+    return rows
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AttentionRule(0.5),
+        AttentionRule(2.0, softcap=0.7),
+        AttentionRule(2.0, softcap=0.7, alibi="bloom"),
+        AttentionRule(0.5, window=1),
+        AttentionRule(0.5, window=3, query_temperature=(2.0, 0.3)),
+        AttentionRule(0.5, chunk=4, window=3),
+    ],
+    ids=str,
+)
+def test_attention_worked_by_hand(rule):
+    query, key, value = torch.randn(3, 1, 9, 1, 4, generator=torch.Generator().manual_seed(0))
+    attend = PlainAttention([AttentionRule(9.0), rule])
+    got = [attend(1, query[:, a:b], key[:, a:b], value[:, a:b], a) for a, b in ((0, 5), (5, 6), (6, 9))]
+    want = attended_by_hand(rule, *(x[0, :, 0].tolist() for x in (query, key, value)))
+    assert torch.allclose(torch.cat(got, dim=1)[0, :, 0], torch.tensor(want), atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["w4", "w4-all", "w8"])

@@ -85,14 +85,18 @@ FAMILIES: dict[str, Tiny] = {
     ),
     "falcon-rw": Tiny(
         "falcon", {**FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False},
-        {"model_type": "RefinedWebModel", "num_attention_heads": None, "n_head": 4, "num_hidden_layers": None, "n_layer": 2},
+        {"model_type": "RefinedWebModel", "num_attention_heads": None, "n_head": 4, "num_hidden_layers": None, "n_layer": 2,
+         "new_decoder_architecture": None},
     ),
     "falcon-rw-six-heads": Tiny(
         "falcon",
         {**FALCON, "hidden_size": 96, "num_attention_heads": 6, "alibi": True, "multi_query": False, "parallel_attn": False},
     ),
     "falcon-7b": Tiny("falcon", FALCON, PLAIN_ROPE),
-    "falcon-new": Tiny("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon-new": Tiny(
+        "falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        {"model_type": "RefinedWeb", "new_decoder_architecture": None, "num_kv_heads": None, "n_head_kv": 2},
+    ),
     "falcon-11b": Tiny(
         "falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
     ),
@@ -110,6 +114,7 @@ FAMILIES: dict[str, Tiny] = {
     "smollm3-window": Tiny(
         "smollm3",
         {**LLAMA, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 7, "pad_token_id": 0},
+        {"layer_types": None},
     ),
     "gemma3": Tiny(
         "gemma3_text",

@@ -81,18 +81,12 @@ def _weight_map(spec: DecoderSpec, checkpoint: Checkpoint) -> Weights:
         ours, theirs = f"blocks.{i}", f"{prefix}h.{i}"
         for place, name in zip(("attention.norm", "ffn.norm"), norms, strict=True):
             weights |= norm(f"{ours}.{place}", f"{theirs}.{name}", spec)
-        place, joined, sizes = (
-            f"{ours}.attention.qkv",
-            f"{theirs}.self_attention.query_key_value",
-            (
-                spec.qkv_size,
-                spec.hidden_size,
-            ),
-        )
+        place, joined = f"{ours}.attention.qkv", f"{theirs}.self_attention.query_key_value"
+        sizes, bias = (spec.qkv_size, spec.hidden_size), spec.qkv_bias
         if joined_in_order:
-            weights |= linear(place, joined, *sizes, bias=spec.qkv_bias)
+            weights |= linear(place, joined, *sizes, bias=bias)
         else:
-            weights |= fused(place, joined, *sizes, rows_by_group(spec), bias=spec.qkv_bias)
+            weights |= fused(place, joined, *sizes, rows_by_group(spec), bias=bias)
         weights |= output(spec, i, f"{theirs}.self_attention.dense")
         weights |= feed_forward(spec, i, {"up": f"{theirs}.mlp.dense_h_to_4h", "down": f"{theirs}.mlp.dense_4h_to_h"})
     return weights | norm("head.norm", f"{prefix}ln_f", spec) | head(spec, checkpoint.tensors)

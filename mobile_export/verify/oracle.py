@@ -6,6 +6,7 @@ tensors go to transformers as the file has them, so that what a family reads int
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
@@ -75,7 +76,8 @@ def _config(weights: ModelWeights) -> PretrainedConfig:
     from transformers import AutoConfig
 
     plan, given = weights.plan, weights.checkpoint.config
-    values: dict[str, Any] = {key: value for key, value in given.items() if key not in NOT_ARCHITECTURE}
+    kept = {key: value for key, value in given.items() if key not in NOT_ARCHITECTURE}
+    values: dict[str, Any] = copy.deepcopy(kept)  # transformers writes into what it is given
     if (values.get("rope_scaling") or {}).get("factors"):
         del values["rope_scaling"]
     model_type = MODEL_TYPES.get(given["model_type"], given["model_type"])
