@@ -18,6 +18,7 @@ from mobile_export.manifest import Manifest, read_manifest
 if TYPE_CHECKING:
     from mobile_export.families.spec import DecoderSpec, RwkvSpec
     from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.verify.parity import Runtime
     from mobile_export.verify.verdict import Verification
 
 
@@ -35,25 +36,45 @@ def verify(
     _check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
-        from mobile_export.checkpoint import open_checkpoint
-        from mobile_export.cli.report import report
-        from mobile_export.families import recognise
-        from mobile_export.quantize.recipe import recipe_from
-        from mobile_export.quantize.weights import ModelWeights
-        from mobile_export.sharing import plan_sharing
-
-        checkpoint = open_checkpoint(against)
-        recognised = recognise(checkpoint)
-        _check_source(folder, manifest, recognised.spec, against)
-        plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
-        weights = ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"))
-        found = verified(folder, manifest, weights)
+        found = verified(folder, manifest, weights_for(folder, manifest, against))
     done()
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found.recorded())))
     else:
+        from mobile_export.cli.report import report
+
         typer.echo(report(dataclasses.replace(manifest, verification=found.recorded()), folder))
     return EXIT_YES if found.passed else EXIT_NO
+
+
+def weights_for(folder: Path, manifest: Manifest, against: str) -> ModelWeights:
+    """A checkpoint's weights under the recipe and the schedule an artifact was made with.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or has another shape than the artifact's.
+    """
+    from mobile_export.checkpoint import open_checkpoint
+    from mobile_export.families import recognise
+    from mobile_export.quantize.recipe import recipe_from
+    from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.sharing import plan_sharing
+
+    checkpoint = open_checkpoint(against)
+    recognised = recognise(checkpoint)
+    _check_source(folder, manifest, recognised.spec, against)
+    plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
+    return ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"))
+
+
+def runtime_of(path: Path, manifest: Manifest) -> Runtime:
+    """An artifact's file, loaded in the runtime of its format."""
+    if manifest.onnx:
+        from mobile_export.verify.onnx_runtime import OnnxRuntime
+
+        return OnnxRuntime(path, manifest.onnx.minimum_onnxruntime)
+    from mobile_export.verify.pte_runtime import PteRuntime
+
+    return PteRuntime(path)
 
 
 def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verification:

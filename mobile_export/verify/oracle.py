@@ -53,7 +53,9 @@ def written_out(weights: ModelWeights) -> torch.nn.Module:
         RuntimeError: transformers misses a tensor, or gets one it has no place for.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of weights that are in memory already
     config = _config(weights)
     model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
     attention = ATTENTION.get(config.model_type)

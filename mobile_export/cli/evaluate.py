@@ -1,0 +1,158 @@
+"""`mobile-export eval`: what quantization cost, measured on the artifact itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobile_export.cli.options import JsonOption
+from mobile_export.cli.say import done, say, without_noise
+from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
+from mobile_export.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.verify.quality import Quality
+
+WINDOW = 512  # tokens read at a stretch, unless the context is shorter
+CHUNK = 128  # tokens in one call, where a model gives the logits of all
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder, or the file in it.")],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text, or JSON lines with a text each under the key 'text'.")],
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="CHECKPOINT", help="The float checkpoint to compare with.")
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=2, help="Most tokens of the text to use.")] = 2048,
+    max_perplexity_increase: Annotated[
+        str | None, typer.Option("--max-perplexity-increase", help="Exit code 1 above it, e.g. 3%.", show_default=False)
+    ] = None,
+    max_kl: Annotated[
+        float | None, typer.Option("--max-kl", min=0, help="Exit code 1 above it, in nats.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure ARTIFACT in its runtime over a text: perplexity, and against CHECKPOINT its increase, KL and agreement.
+
+    Example: mobile-export eval out --text notes.txt --against smollm2-135m --max-perplexity-increase 3%
+    """
+    limit = _percentage(max_perplexity_increase)
+    if against is None and (limit is not None or max_kl is not None):
+        raise UsageError("--max-perplexity-increase, --max-kl", "compare with a checkpoint", "add --against CHECKPOINT")
+    manifest = read_manifest(artifact)
+    folder = artifact if artifact.is_dir() else artifact.parent
+    held = _read_text(text)
+    with without_noise():
+        say("loading")
+        found = _measure(folder, manifest, held, against, tokens)
+    done()
+    broken = _broken(found, limit, max_kl)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "passed": not broken}))
+    else:
+        typer.echo(_page(found, folder / manifest.file, text, broken))
+    return EXIT_NO if broken else EXIT_YES
+
+
+def _measure(folder: Path, manifest: Manifest, text: str, against: str | None, tokens: int) -> Quality:
+    from tokenizers import Tokenizer
+
+    from mobile_export.cli.verify import weights_for
+    from mobile_export.verify.oracle import float32_oracle
+    from mobile_export.verify.quality import measure_quality, windows_of
+
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(str(folder), "holds no tokenizer.json", "export a checkpoint that has a tokenizer")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids[:tokens]
+    window = min(WINDOW, manifest.max_context)
+    windows = list(windows_of(ids, window, manifest.bos_id if manifest.adds_bos else None))
+    if not windows:
+        raise InputError("--text", "has no two tokens to predict one from another", "give a longer text")
+    reference = None
+    if against is not None:
+        weights: ModelWeights = weights_for(folder, manifest, against)
+        _, reference = float32_oracle(weights, window)
+    return measure_quality(windows, _logits(folder, manifest), reference, say)
+
+
+def _logits(folder: Path, manifest: Manifest) -> Callable[[list[int]], torch.Tensor]:
+    """Logits of every position of a window, in the artifact's runtime."""
+    import torch
+
+    path = folder / manifest.file
+    if manifest.onnx and manifest.onnx.all_logits:
+        from mobile_export.verify.onnx_runtime import OnnxRuntime
+
+        whole = OnnxRuntime(path, manifest.onnx.minimum_onnxruntime)
+        return lambda window: torch.cat([whole.logits(window[at : at + CHUNK], at) for at in range(0, len(window), CHUNK)])
+    from mobile_export.cli.verify import runtime_of
+
+    runtime = runtime_of(path, manifest)
+    return lambda window: torch.stack([runtime.step([token], at) for at, token in enumerate(window)])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--text {path}", f"cannot be read: {error.strerror}", "name a text file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--text {path}", f"is not UTF-8: byte {error.start}", "convert it to UTF-8") from None
+    if path.suffix != ".jsonl":
+        return content
+    texts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            held = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--text {path}", f"line {number} is not JSON: {error}", "write one object a line") from None
+        if not isinstance(held, dict) or not isinstance(held.get("text"), str):
+            raise InputError(f"--text {path}", f"line {number} has no text under 'text'", 'write {"text": "..."}')
+        texts.append(held["text"])
+    return "\n\n".join(texts)
+
+
+def _percentage(text: str | None) -> float | None:
+    """ "3%" or "0.03" -> 0.03."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not match:
+        raise UsageError(f"--max-perplexity-increase {text}", "is no percentage", "write it like 3% or 0.03")
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def _broken(found: Quality, limit: float | None, max_kl: float | None) -> list[str]:
+    """The limits that do not hold, a phrase each. NaN holds none."""
+    broken = []
+    if limit is not None and found.perplexity_increase is not None and not found.perplexity_increase <= limit:
+        broken.append(f"perplexity increase {100 * found.perplexity_increase:.2f} %, limit {100 * limit:g} %")
+    if max_kl is not None and found.kl is not None and not found.kl <= max_kl:
+        broken.append(f"KL {found.kl:.4f}, limit {max_kl:g}")
+    return broken
+
+
+def _page(found: Quality, file: Path, text: Path, broken: list[str]) -> str:
+    lines = [
+        f"{file} on {found.tokens:,} tokens of {text}",
+        f"perplexity {found.perplexity:.3f} +- {found.perplexity_error:.3f}",
+    ]
+    if found.perplexity_increase is not None:
+        assert found.perplexity_increase_error is not None
+        lines += [
+            f"increase   {100 * found.perplexity_increase:+.2f} % +- {100 * found.perplexity_increase_error:.2f} %, "
+            f"from {found.reference_perplexity:.3f} in float32",
+            f"KL         {found.kl:.4f} +- {found.kl_error:.4f} nats, 99th percentile {found.kl_p99:.3f}",
+            f"top-1      {100 * (found.top1 or 0):.1f} % of tokens agree",
+        ]
+    return "\n".join([*lines, *(f"over limit {phrase}" for phrase in broken)])
