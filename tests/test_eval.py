@@ -11,7 +11,7 @@ from exported import artifact, checkpoint, onnx_artifact
 from mobile_export.cli import run
 from mobile_export.verify.quality import measure_quality, windows_of
 
-TEXT = "the quick brown fox jumps over the lazy dog and then the other thing in the morning " * 3
+TEXT = "the quick brown fox jumps over the lazy dog and then the other thing in the morning " * 5
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def written_out(weights: ModelWeights) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of weights that are in memory already
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of weights that are in memory already
     config = _config(weights)
     model_class: Any = AutoModelForCausalLM._model_mapping[type(config)]
     attention = ATTENTION.get(config.model_type)
