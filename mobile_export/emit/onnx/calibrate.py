@@ -16,6 +16,9 @@ import onnxruntime
 from mobile_export.emit.onnx.decoder_graph import OnnxOptions
 from mobile_export.emit.onnx.operators import KvScales
 from mobile_export.emit.onnx.program import FILE, write_program
+from mobile_export.errors import InputError
+from mobile_export.families.config import CONFIG
+from mobile_export.quantize.sizes import kv_slots
 from mobile_export.quantize.weights import ModelWeights
 
 SEQUENCES, LENGTH = 8, 128  # sampled side by side
@@ -31,8 +34,12 @@ def calibrate_kv(folder: Path, weights: ModelWeights, options: OnnxOptions, say:
     Returns:
         One KvScales per slot, float32 (kv_heads * head_dim,); a code times its scale is a key or value.
     Raises:
+        InputError: a model that keeps a state beside keys and values, or none at all.
         OSError: the folder cannot be written.
     """
+    if kv_slots(weights.recognised, weights.plan) < len(weights.plan.schedule):
+        what = f"family {weights.recognised.spec.family!r} keeps states beside keys and values, an int8 cache covers only those"
+        raise InputError(CONFIG, what, "use --kv float32")
     with tempfile.TemporaryDirectory(dir=folder) as room:
         plain = dataclasses.replace(options, all_logits=False)
         write_program(Path(room), weights, plain, None, say)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.contrib import ContribOperators
-from mobile_export.emit.onnx.graph import MICROSOFT, Attribute, GraphWriter
+from mobile_export.emit.onnx.graph import MICROSOFT, GraphWriter
 from mobile_export.emit.onnx.operators import OPSET, Execution, KvScales, Operators, Products
 from mobile_export.emit.onnx.positions import Positions
+from mobile_export.emit.onnx.short_conv import ShortConvolutions
 from mobile_export.emit.onnx.standard import StandardOperators
 from mobile_export.families.spec import BlockSpec
 from mobile_export.model.attention_rule import attention_rules
@@ -60,6 +61,7 @@ class DecoderGraph:
         self.positions = Positions(writer, self.spec, options.max_context, self.tokens, self.mask)
         operators = StandardOperators if options.portable else ContribOperators
         self.use: Operators = operators(writer, weights, self.positions)
+        self.convolutions = ShortConvolutions(writer, weights, self.spec)
 
     def build(self, kv_scales: Sequence[KvScales] | None, say: Callable[[str], None]) -> ir.Graph:
         """Write every node; weights are read, quantized and written to the weights file one by one.
@@ -131,46 +133,21 @@ class DecoderGraph:
 
     def _mix(self, stream: _Stream, execution: Execution) -> tuple[ir.Value, _Stream, Sequence[ir.Value]]:
         """What is mixed over positions, the stream, and what the slot keeps."""
-        if execution.kind.mixer == "conv":
-            mixed, stream, *kept = self._convolve(stream, execution)
+        spec, conv = self.spec, execution.kind.mixer == "conv"
+        block, here = (f"{of}.{execution.kind.mixer}" for of in (f"blocks.{execution.stored}", execution.name))
+        x = stream.residual
+        if spec.norm_placement != "post":
+            x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
+        if conv:
+            joined = self.products.linear(x, f"{block}.in", f"{here}.in", bias=spec.conv_bias)
+            mixed, *kept = self.convolutions.mix(joined, execution)
         else:
-            mixed, stream, *kept = self._attend(stream, execution)
+            joined = self.products.linear(x, f"{block}.qkv", f"{here}.qkv", bias=spec.qkv_bias)
+            mixed, *kept = self.use.attention(joined, execution)
         like = self._cache("present", execution.slot, execution.kind, execution.kv_scales)
         for value, shaped in zip(kept, like, strict=True):
             value.name, value.type, value.shape = shaped.name, shaped.type, shaped.shape
         return mixed, stream, kept
-
-    def _attend(self, stream: _Stream, execution: Execution) -> tuple[Any, ...]:
-        block, here = f"blocks.{execution.stored}.attention", f"{execution.name}.attention"
-        x = stream.residual
-        if self.spec.norm_placement != "post":
-            x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
-        joined = self.products.linear(x, f"{block}.qkv", f"{here}.qkv", bias=self.spec.qkv_bias)
-        attended, key, value = self.use.attention(joined, execution)
-        return attended, stream, key, value
-
-    def _convolve(self, stream: _Stream, execution: Execution) -> tuple[Any, ...]:
-        """LFM2's mixer: (B, C, x) = in(norm(stream)); C * conv(B * x), each channel by itself."""
-        write, block, here = self.writer, f"blocks.{execution.stored}.conv", f"{execution.name}.conv"
-        x, stream = self._norm(stream, f"{block}.norm", f"{here}.norm")
-        joined = self.products.linear(x, f"{block}.in", f"{here}.in", bias=self.spec.conv_bias)
-        names = [f"{here}.{part}" for part in ("before", "after", "value")]
-        before, after, value = write.node_of_many("Split", (joined,), f"{here}.split", names, {"axis": -1, "num_outputs": 3})
-        new = write.node("Mul", (before, value), f"{here}.new")
-        columns = write.node("Concat", (*execution.cache, new), f"{here}.columns", {"axis": 1})
-        reach = self.spec.conv_kernel - 1
-        bounds = (
-            write.constant(f"conv.{name}", np.array([value], np.int64))
-            for name, value in (("from", -reach), ("to", np.iinfo(np.int64).max), ("axis", 1))
-        )
-        kept = write.node("Slice", (columns, *bounds), f"{here}.kept")
-        channels_first = write.node("Transpose", (columns,), f"{here}.channels_first", {"perm": [0, 2, 1]})
-        parameters = ("kernel", "bias") if self.spec.conv_bias else ("kernel",)
-        held = (write.floats(f"{block}.{of}", self.weights.float32(f"{block}.{of}").numpy(), "norms") for of in parameters)
-        attributes: dict[str, Attribute] = {"group": self.spec.hidden_size, "kernel_shape": [self.spec.conv_kernel]}
-        convolved = write.node("Conv", (channels_first, *held), f"{here}.convolved", attributes)
-        rows = write.node("Transpose", (convolved,), f"{here}.rows", {"perm": [0, 2, 1]})
-        return write.node("Mul", (after, rows), here), stream, kept
 
     def _feed_forward(self, attended: ir.Value, stream: _Stream, execution: Execution) -> _Stream:
         block, here = f"blocks.{execution.stored}.ffn", f"{execution.name}.ffn"
