@@ -635,6 +635,11 @@ FOUND = {
             else_branch=helper.make_graph([node("Identity", ["x"], "b")], "else", [], []),
         )
     ],
+    "rows that are scales and something else": [
+        node("Gather", ["f", "input_ids"], "s"),
+        node("DequantizeLinear", ["w", "s"], "d"),
+        node("Add", ["x", "s"], "y"),
+    ],
 }
 FINE = {
     "a cosine cache": [node("GroupQueryAttention", ["x", "", "", "", "", "", "", "f", "f"], "y", "com.microsoft")],
@@ -646,6 +651,11 @@ FINE = {
         node("Gather", ["f", "p"], "e"),
     ],
     "scales": [node("MatMulNBits", ["x", "w", "f"], "y", "com.microsoft", K=64, N=64, bits=4)],
+    "rows of scales, turned": [
+        node("Gather", ["f", "input_ids"], "s"),
+        node("Transpose", ["s"], "t"),
+        node("DequantizeLinear", ["w", "t"], "d"),
+    ],
     "a bias": [node("Add", ["x", "f"], "y")],
     "a norm's weight": [node("Mul", ["x", "f"], "y")],
     "a matrix that is dequantized": [node("DequantizeLinear", ["w", "f"], "d"), node("MatMul", ["x", "d"], "y")],

@@ -245,11 +245,21 @@ def _weights(scope: _Scope) -> Iterator[tuple[_Stored, NodeProto]]:
         operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         inputs = WEIGHTS.get(operator, ())
         if operator == GATHER and len(node.input) > 1 and _comes_from_tokens(node.input[1], scope):
-            inputs = (0,)
+            inputs = () if _are_scales(node.output[0], scope) else (0,)
         for index in inputs:
             tensor = _source(node.input[index], scope) if index < len(node.input) else None
             if tensor is not None:
                 yield tensor, node
+
+
+def _are_scales(name: str, scope: _Scope) -> bool:
+    """Whether a value is only ever what a DequantizeLinear multiplies its codes with."""
+    uses = [(node, index) for node in scope.nodes for index, given in enumerate(node.input) if given == name]
+    return bool(uses) and all(
+        (node.op_type == "DequantizeLinear" and index == 1)
+        or (node.op_type in SAME_VALUES and index == 0 and _are_scales(node.output[0], scope))
+        for node, index in uses
+    )
 
 
 def _source(name: str, scope: _Scope) -> _Stored | None:

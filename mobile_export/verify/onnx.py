@@ -10,6 +10,7 @@ import torch
 
 from mobile_export.manifest import OnnxGraph
 from mobile_export.model.attention import PlainAttention
+from mobile_export.quantize.sizes import kv_slots
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.onnx_runtime import OnnxRuntime
 from mobile_export.verify.oracle import float32_oracle
@@ -50,6 +51,9 @@ def verify_onnx(path: Path, weights: ModelWeights, graph: OnnxGraph, context: in
     max_prompt = min(CHUNK, context)
     tokens = random_text(weights.recognised.spec.vocab_size, context, max_prompt)
     accuracy = () if graph.portable else (_accuracy_check(model),)
+    slots = _slots_check(model, weights)
+    if not slots.passed:  # another network: nothing below could be compared
+        return Verification("the sharing plan", 0, (*accuracy, slots))
     if weights.recipe.activations == "float32" and weights.recipe.kv.dtype == "float32":
         oracle, logits = float32_oracle(weights, context)
         runtime = OnnxRuntime(path, graph.minimum_onnxruntime)
@@ -108,6 +112,13 @@ def _accuracy_check(model: onnx.ModelProto) -> Check:
         if node.op_type == "MatMulNBits" and not any(a.name == "accuracy_level" and a.i == 4 for a in node.attribute)
     ]
     return Check("products without int8 activations", float(len(wrong)), 0.0, ", ".join(wrong[:3]) or "read from the graph")
+
+
+def _slots_check(model: onnx.ModelProto, weights: ModelWeights) -> Check:
+    """A graph of another schedule has more caches, or fewer."""
+    found = sum(value.name.startswith("past_key_values.") for value in model.graph.input) // 2
+    wanted = kv_slots(weights.recognised, weights.plan)
+    return Check("KV slots too many or too few", abs(found - wanted), 0.0, f"{found} in the graph, {wanted} by the plan")
 
 
 def _kv_scales(model: onnx.ModelProto, folder: Path) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:

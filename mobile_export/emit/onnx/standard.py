@@ -60,14 +60,10 @@ class StandardProducts:
             codes = self._four_bit_columns(held, matrix.shape, rows, name)
         else:
             codes = write.node("Gather", (held, rows), f"{name}.codes", {"axis": 1})
-        floats = write.node("Cast", (codes,), f"{name}.float", {"to": write.float_type})
         factors = write.node("Gather", (scales, rows), f"{name}.scales", {"axis": 1})
-        blocks, size = matrix.shape[1] // block_size(matrix), block_size(matrix)
-        last = [write.node("Transpose", (v,), f"{v.name}.last", {"perm": [1, 2, 0]}) for v in (floats, factors)]
-        apart = write.node("Reshape", (last[0], self._ints("apart", [0, 0, blocks, size])), f"{name}.blocks")
-        beside = write.node("Unsqueeze", (last[1], self._ints("beside", [3])), f"{name}.factors")
-        product = write.node("Mul", (apart, beside), f"{name}.dequantized")
-        return write.node("Reshape", (product, self._ints("joined", [0, 0, -1])), name)
+        last = [write.node("Transpose", (v,), f"{v.name}.last", {"perm": [1, 2, 0]}) for v in (codes, factors)]
+        attributes: dict[str, Attribute] = {"axis": 2, "block_size": block_size(matrix)}
+        return write.node("DequantizeLinear", last, name, attributes, f"{table}, {matrix.precision}")
 
     def _four_bit_columns(self, held: ir.Value, shape: tuple[int, int], rows: ir.Value, name: str) -> ir.Value:
         """4-bit codes [columns, batch, T] of the rows, int8, from pairs of neighbouring rows in one byte."""
