@@ -635,11 +635,6 @@ FOUND = {
             else_branch=helper.make_graph([node("Identity", ["x"], "b")], "else", [], []),
         )
     ],
-    "rows that are scales and something else": [
-        node("Gather", ["f", "input_ids"], "s"),
-        node("DequantizeLinear", ["w", "s"], "d"),
-        node("Add", ["x", "s"], "y"),
-    ],
 }
 FINE = {
     "a cosine cache": [node("GroupQueryAttention", ["x", "", "", "", "", "", "", "f", "f"], "y", "com.microsoft")],
@@ -683,6 +678,13 @@ def test_floats_that_are_no_weights(tmp_path, kind):
     tensors = [inline("w", CODES), inline("f", FLOATS)]
     audit = audit_artifact(write(tmp_path, [quantized_linear(), *FINE[kind]], tensors), float_expected=False)
     assert audit.float_matrices == ()
+
+
+def test_rows_that_are_scales_and_something_else_are_a_table(tmp_path):
+    scales = [node("Gather", ["f", "input_ids"], "s"), node("DequantizeLinear", ["w", "s"], "d")]
+    tensors = [inline("w", CODES), inline("f", FLOATS)]
+    assert audit_artifact(write(tmp_path, scales, tensors)).clean
+    assert not audit_artifact(write(tmp_path, [*scales, node("Add", ["x", "s"], "y")], tensors)).clean
 
 
 def test_a_float_constant_node_and_a_bfloat16_one_are_seen(tmp_path):
