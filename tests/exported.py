@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from tiny_checkpoints import write_llama, write_mobilellm
 
 from mobile_export.cli import run
 from mobile_export.emit.executorch.program import PteOptions, build_program
+from mobile_export.emit.onnx.decoder_graph import OnnxOptions
+from mobile_export.emit.onnx.operators import KvScales
+from mobile_export.emit.onnx.program import FILE, write_program
 from mobile_export.quantize.weights import ModelWeights
 
 CONTEXT, PROMPT = 64, 8
@@ -36,6 +40,15 @@ def artifact(folder: Path, *arguments: str) -> Path:
     return out
 
 
+@functools.cache
+def onnx_artifact(folder: Path, *arguments: str) -> Path:
+    """The artifact `mobile-export onnx` makes of a checkpoint folder; its verification passed."""
+    out = Path(tempfile.mkdtemp(dir=ROOM.name)) / "out"
+    context = () if "--max-context" in arguments else ("--max-context", str(CONTEXT))
+    assert run(["onnx", str(folder), "--out", str(out), *context, *arguments]) == 0
+    return out
+
+
 def manifest(folder: Path) -> dict[str, Any]:
     """An artifact's manifest, as any JSON reader sees it."""
     return json.loads((folder / "manifest.json").read_text())
@@ -55,4 +68,21 @@ def program_file(weights: ModelWeights, path: Path, context: int = CONTEXT, atte
     return path
 
 
-__all__ = ["CONTEXT", "PROMPT", "artifact", "checkpoint", "manifest", "program_file", "weights_of"]
+def onnx_file(weights: ModelWeights, kv_scales: Sequence[KvScales] | None = None, **options: Any) -> Path:
+    """A model.onnx in a folder of its own, without what an artifact has beside it. options: of OnnxOptions."""
+    folder = Path(tempfile.mkdtemp(dir=ROOM.name))
+    write_program(folder, weights, OnnxOptions(**{"max_context": CONTEXT, **options}), kv_scales)
+    return folder / FILE
+
+
+__all__ = [
+    "CONTEXT",
+    "PROMPT",
+    "artifact",
+    "checkpoint",
+    "manifest",
+    "onnx_artifact",
+    "onnx_file",
+    "program_file",
+    "weights_of",
+]

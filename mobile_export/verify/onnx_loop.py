@@ -30,12 +30,16 @@ def generate_text(
     if not (folder / "tokenizer.json").is_file():
         then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
         raise InputError(str(folder), "holds no tokenizer.json", then)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+        raise InputError(str(folder / "tokenizer.json"), f"cannot be read: {error}", "export it again") from None
     tokens = begin(tokenizer.encode(text).ids, manifest, chat=chat)
+    room = manifest.max_context - len(tokens)
+    if room < 1:
+        raise InputError("PROMPT", f"is {len(tokens)} tokens long", f"leave room in a context of {manifest.max_context}")
     runtime = OnnxRuntime(folder / manifest.file, manifest.onnx.minimum_onnxruntime)
-    new = continue_tokens(
-        runtime, tokens, min(max_new_tokens, manifest.max_context - len(tokens)), manifest.eos_ids, temperature
-    )
+    new = continue_tokens(runtime, tokens, min(max_new_tokens, room), manifest.eos_ids, temperature)
     at_eos = bool(new) and new[-1] in manifest.eos_ids
     said = tokenizer.decode(tokens + new[: len(new) - at_eos])
     new_text = said.removeprefix(tokenizer.decode(tokens))

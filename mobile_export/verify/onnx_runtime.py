@@ -73,7 +73,7 @@ class OnnxRuntime:
             logits, *self._cache = self.session.run(None, feed)
         except Exception as error:  # noqa: BLE001 - the library raises no narrower type
             what = f"running {len(tokens)} tokens at {start} failed: {_first_line(error)}"
-            raise InputError(str(self.path), what, "export it again") from None
+            raise InputError(str(self.path), what, "export it again, with a larger --max-context if the text is long") from None
         return torch.from_numpy(np.asarray(logits, np.float32)[0])
 
 

@@ -37,14 +37,13 @@ def prompt_text(folder: Path, prompt: str, *, chat: bool) -> str:
 
 
 def begin(tokens: list[int], manifest: Manifest, *, chat: bool) -> list[int]:
-    """Tokens with BOS in front exactly where the checkpoint wants it; a chat template writes its own."""
+    """Tokens with BOS in front where the checkpoint wants it, once; a chat template writes its own."""
     bos = manifest.bos_id
-    begins = bool(tokens) and tokens[0] == bos
+    if bos is None:
+        return tokens
     if chat:
-        return tokens[1:] if begins and tokens[1:2] == [bos] else tokens
-    if manifest.adds_bos and bos is not None and not begins:
-        return [bos, *tokens]
-    return tokens[1:] if begins and not manifest.adds_bos and len(tokens) > 1 else tokens
+        return tokens[1:] if tokens[:2] == [bos, bos] else tokens
+    return [bos, *tokens] if manifest.adds_bos and tokens[:1] != [bos] else tokens
 
 
 def chat_prompt(folder: Path, message: str) -> str:

@@ -9,7 +9,14 @@ import torch
 from mobile_export.manifest import PteGraph
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.oracle import float32_oracle
-from mobile_export.verify.parity import exact_checks, noise_checks, noise_floor, random_text, short_sequence_checks
+from mobile_export.verify.parity import (
+    NoiseFloor,
+    exact_checks,
+    noise_checks,
+    random_text,
+    short_sequence_checks,
+    within_noise,
+)
 from mobile_export.verify.pte_runtime import PteRuntime
 from mobile_export.verify.reference import reference_decoder
 from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
@@ -31,9 +38,12 @@ def verify_pte(path: Path, weights: ModelWeights, graph: PteGraph, context: int)
         oracle, logits = float32_oracle(weights, context)
         return Verification(oracle, len(tokens), (metadata, *exact_checks(runtime, logits, tokens, graph.max_prompt)))
     decoder = reference_decoder(weights, context)
-    floor = noise_floor(decoder, tokens)
-    short = short_sequence_checks(runtime, decoder, floor, graph.max_prompt)
-    return Verification(SAME_NUMBERS, len(tokens), (metadata, *short, *noise_checks(runtime, floor, tokens, graph.max_prompt)))
+
+    def checks(floor: NoiseFloor) -> list[Check]:
+        short = short_sequence_checks(runtime, decoder, floor, graph.max_prompt)
+        return [*short, *noise_checks(runtime, floor, tokens, graph.max_prompt)]
+
+    return Verification(SAME_NUMBERS, len(tokens), (metadata, *within_noise(checks, decoder, tokens)))
 
 
 def _metadata_check(found: dict[str, int | bool | list[int]], expected: dict[str, object]) -> Check:

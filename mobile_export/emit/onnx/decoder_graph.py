@@ -124,10 +124,10 @@ class DecoderGraph:
         if spec.table_size != spec.hidden_size:
             x = self.products.linear(x, "embedding.project", "embedding.project")
         if spec.learned_positions:
-            rows = self.positions.ids()
-            if spec.position_offset:
-                offset = self.writer.constant("positions.offset", np.array(spec.position_offset, np.int64))
-                rows = self.writer.node("Add", (rows, offset), "positions.table_row")
+            # The quantized gather gives zeros for a row that is not there; this one refuses a position beyond the context.
+            of_position = np.arange(self.options.max_context, dtype=np.int64) + spec.position_offset
+            table_rows = self.writer.constant("positions.rows_of_the_table", of_position, "positions")
+            rows = self.writer.node("Gather", (table_rows, self.positions.ids()), "positions.table_row", {"axis": 0})
             x = self.writer.node("Add", (x, self.products.gather(POSITIONS, rows, "positions")), "embedding.placed")
         return self.use.norm(x, None, "embedding.norm", "embedding.norm")[0] if spec.embedding_norm else x
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.weights_file import Range, WeightsFile
+from mobile_export.errors import InputError
 
 MICROSOFT = "com.microsoft"
 CONTRIB = frozenset(
@@ -122,8 +123,16 @@ class GraphWriter:
         return self.initializers[name]
 
     def floats(self, name: str, values: np.ndarray, part: str) -> ir.Value:
-        """An initializer in the graph's float type. values: float32."""
-        return self.constant(name, values.astype(self.float_type.numpy()), part)
+        """An initializer in the graph's float type. values: float32, finite.
+
+        Raises:
+            InputError: a value beyond float16, where that is the type.
+        """
+        with np.errstate(over="ignore"):  # said below
+            held = values.astype(self.float_type.numpy())
+        if np.isinf(held).any():
+            raise InputError(name, "a value is too large for float16", "leave --activations float16 out")
+        return self.constant(name, held, part)
 
     def place(self, name: str, where: Range, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
         """An initializer over bytes the weights file holds already; several names may share them."""

@@ -75,7 +75,9 @@ class Matrices:
         if codes not in known:
             packed, of_blocks = self._packed(source)
             part = self.weights.part_of(source)
-            if (of_blocks.astype(self.writer.float_type.numpy()) != of_blocks).any():
+            with np.errstate(over="ignore"):  # infinity is another value, too
+                lossy = (of_blocks.astype(self.writer.float_type.numpy()) != of_blocks).any()
+            if lossy:
                 what = "a scale is too small or too large for float16"
                 raise InputError(self.weights.where(source), what, "leave --activations float16 out")
             self.writer.constant(codes, packed.reshape(shape), part)

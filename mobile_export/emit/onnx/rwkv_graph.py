@@ -83,7 +83,8 @@ class RwkvGraph:
         gate = write.node("Sigmoid", (receptance,), f"{here}.gate")
         numerator, denominator, maximum = state[2:]
         begun = write.node("Greater", (denominator, self._scalar("nothing", 0)), f"{here}.begun")
-        top = write.node("Where", (begun, maximum, self._scalar("nothing_yet", NOTHING_YET)), f"{here}.maximum")
+        nothing_yet = max(NOTHING_YET, float(np.finfo(write.float_type.numpy()).min))  # float16 ends at -65504
+        top = write.node("Where", (begun, maximum, self._scalar("nothing_yet", nothing_yet)), f"{here}.maximum")
         names = [f"{here}.scan.{part}" for part in (*STATE[2:], "mean")]
         inputs = (numerator, denominator, top, key, value)
         *sums, mean = self._scan(inputs, block, here, names)
