@@ -111,7 +111,7 @@ def test_products_without_int8_activations_are_found_out(tmp_path, verdict, form
 
 
 def another_epsilon(graph: onnx.GraphProto) -> None:
-    attribute(nodes(graph, "SkipSimplifiedLayerNormalization")[1], "epsilon").f *= 10
+    attribute(nodes(graph, "SkipSimplifiedLayerNormalization")[1], "epsilon").f *= 100
 
 
 def another_score_scale(graph: onnx.GraphProto) -> None:
