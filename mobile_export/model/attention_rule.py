@@ -40,7 +40,7 @@ def attention_rules(spec: DecoderSpec, blocks: Sequence[int], schedule: Sequence
 
 def seen(rule: AttentionRule, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Whether a query at position rows[i] attends to the key at position keys[j]: bool [len(rows), len(keys)]."""
-    row, key = rows[:, None], keys[None]
+    key, row = keys[None], rows[:, None]
     visible = key <= row
     if rule.window is not None:
         visible = visible & (key > row - rule.window)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from mobile_export.emit.describe import describe
 from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
 from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
-from mobile_export.quantize.sizes import kv_bytes_per_token
+from mobile_export.quantize.sizes import kv_bytes_per_token, kv_slots, state_bytes
 from mobile_export.quantize.weights import ModelWeights
 
 FILE = "model.pte"
@@ -28,6 +29,7 @@ def write_artifact(
     tokenizer_files = dict(checkpoint.tokenizer.files) if checkpoint.tokenizer else {}
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
+    options = dataclasses.replace(options, attention=program.attention)
     graph = PteGraph(
         max_prompt=options.max_prompt,
         attention=options.attention,
@@ -36,7 +38,8 @@ def write_artifact(
         delegate_calls=program.calls,
         metadata=constant_methods(spec, plan, options, checkpoint.bos_id, checkpoint.eos_ids),
     )
-    slots = len(plan.schedule)
+    slots = kv_slots(weights.recognised, plan)
+    state = state_bytes(weights.recognised, plan)
     per_token = kv_bytes_per_token(spec, slots, weights.recipe.kv.dtype)
     return describe(
         folder,
@@ -44,7 +47,7 @@ def write_artifact(
         weights,
         graph,
         max_context=options.max_context,
-        kv_cache=KvCacheSize(weights.recipe.kv.dtype, slots, per_token, per_token * options.max_context, 0),
+        kv_cache=KvCacheSize(weights.recipe.kv.dtype, slots, per_token, per_token * options.max_context, state),
         parts=program.parts,
         predicted=weights.predicted_bytes(),
         tokenizer_files=tuple(tokenizer_files),

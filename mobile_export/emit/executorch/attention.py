@@ -6,40 +6,98 @@ Each module is what `Decoder` calls as `attend(slot, query, key, value, start)`.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
+
 import torch
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers torch.ops.llama
 from torch import nn
 
 from mobile_export.families.spec import DecoderSpec
+from mobile_export.model.attention_rule import AttentionRule, alibi_bias, seen, temperature
+
+UNSEEN = -1e9  # added to a score that is not attended to: finite, since a row may see nothing of a run of keys
 
 
-class CustomAttention(nn.Module):
-    """The runtime's own `llama::update_cache` and `llama::custom_sdpa`, float32 cache."""
+class SlotAttention(nn.Module):
+    """What the attentions here have in common: the rule of every slot, and what is computed once a step for all of them.
 
-    def __init__(self, spec: DecoderSpec, slots: int, context: int) -> None:
+    rules: slot -> rule, of the executions that attend.
+    """
+
+    positions: torch.Tensor
+
+    def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], context: int) -> None:
         super().__init__()
-        for slot in range(slots):
+        self.rules = {slot: _within(rule, context) for slot, rule in rules.items()}
+        self.usual_scale, self.context = spec.head_dim**-0.5, context
+        self._shared: dict[object, torch.Tensor] = {}
+        self.table_of: dict[tuple[float, float], str] = {}
+        for rule in self.rules.values():
+            if rule.query_temperature is not None and rule.query_temperature not in self.table_of:
+                self.table_of[rule.query_temperature] = name = f"temperature_{len(self.table_of)}"
+                self.register_buffer(name, temperature(rule, torch.arange(context)), persistent=False)
+        if any(rule.window is not None or rule.chunk is not None for rule in self.rules.values()):
+            self.register_buffer("positions", torch.arange(context), persistent=False)
+
+    def forget(self) -> None:
+        """Drop what the executions of one step share: a step begins without it."""
+        self._shared.clear()
+
+    def scale(self, rule: AttentionRule) -> float | None:
+        """What the runtime's operators are told of a rule's scale: nothing where it is the one they assume."""
+        return None if rule.scale == self.usual_scale else rule.scale
+
+    def heated(self, rule: AttentionRule, query: torch.Tensor, start: int) -> torch.Tensor:
+        """The query, multiplied with what its rule has for its positions."""
+        if rule.query_temperature is None:
+            return query
+        table = self.get_buffer(self.table_of[rule.query_temperature])
+        return query * self._once(("temperature", rule.query_temperature), lambda: table.narrow(1, start, query.shape[1]))
+
+    def mask(self, rule: AttentionRule, start: int, length: int) -> torch.Tensor | None:
+        """What is added to a score, [T, context], under a rule that sees less than the whole past."""
+        if rule.window is None and rule.chunk is None:
+            return None
+        return self._once(("mask", rule.window, rule.chunk), lambda: unseen(rule, self.positions, start, length))
+
+    def _once(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+
+class CustomAttention(SlotAttention):
+    """The runtime's own `llama::update_cache` and `llama::custom_sdpa`, float32 cache.
+
+    `custom_sdpa` is causal by itself, or takes a float mask over the whole cache and is not.
+    """
+
+    def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], context: int) -> None:
+        super().__init__(spec, rules, context)
+        for slot in rules:
             for name in ("key", "value"):
                 self.register_buffer(f"{name}_{slot}", torch.zeros(1, context, spec.num_key_value_heads, spec.head_dim))
 
     def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
-        keys, values = getattr(self, f"key_{slot}"), getattr(self, f"value_{slot}")
+        rule, keys, values = self.rules[slot], getattr(self, f"key_{slot}"), getattr(self, f"value_{slot}")
         torch.ops.llama.update_cache(key, keys, start)
         torch.ops.llama.update_cache(value, values, start)
-        return torch.ops.llama.custom_sdpa(query, keys, values, start, None, 0.0, True)
+        query, mask = self.heated(rule, query, start), self.mask(rule, start, query.shape[1])
+        return torch.ops.llama.custom_sdpa(query, keys, values, start, mask, 0.0, mask is None, self.scale(rule))
 
 
-class CustomInt8Attention(nn.Module):
+class CustomInt8Attention(SlotAttention):
     """`llama::custom_quantized_sdpa` over an int8 cache: one scale and zero point per token and head.
 
     Query, key and value are quantized to the full int8 range as they come (asymmetric), so a cached row is
     head_dim + 5 bytes instead of 4 * head_dim.
     """
 
-    def __init__(self, spec: DecoderSpec, slots: int, context: int) -> None:
-        super().__init__()
+    def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], context: int) -> None:
+        super().__init__(spec, rules, context)
         rows = (1, context, spec.num_key_value_heads)
-        for slot in range(slots):
+        for slot in rules:
             for name in ("key", "value"):
                 self.register_buffer(f"{name}_{slot}", torch.zeros(*rows, spec.head_dim, dtype=torch.int8))
                 self.register_buffer(f"{name}_scale_{slot}", torch.zeros(*rows, 1))
@@ -51,16 +109,18 @@ class CustomInt8Attention(nn.Module):
             torch.ops.llama.update_cache(codes, getattr(self, f"{name}_{slot}"), start)
             torch.ops.llama.update_cache(scale, getattr(self, f"{name}_scale_{slot}"), start)
             torch.ops.llama.update_cache(zero, getattr(self, f"{name}_zero_{slot}"), start)
-        codes, scale, zero = quantize_rows(query)
+        rule = self.rules[slot]
+        mask = self.mask(rule, start, query.shape[1])
+        codes, scale, zero = quantize_rows(self.heated(rule, query, start))
         return torch.ops.llama.custom_quantized_sdpa(
             codes,
             getattr(self, f"key_{slot}"),
             getattr(self, f"value_{slot}"),
             start,
-            None,
+            mask,
             0.0,
-            True,
-            None,
+            mask is None,
+            self.scale(rule),
             zero,
             scale,
             getattr(self, f"key_zero_{slot}"),
@@ -77,22 +137,29 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     return codes, scale.to(torch.float32), zero.to(torch.int8)
 
 
-class CoreAttention(nn.Module):
-    """Plain operators only, for runtimes built without the custom ones. Reads the cache up to the last token written."""
+class CoreAttention(SlotAttention):
+    """Plain operators only, for runtimes without the custom ones, and for rules these cannot express.
 
-    positions: torch.Tensor
+    Reads the cache up to the last token written.
+    """
 
-    def __init__(self, spec: DecoderSpec, slots: int, context: int) -> None:
-        super().__init__()
+    alibi: torch.Tensor
+
+    def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], context: int) -> None:
+        super().__init__(spec, rules, context)
         self.groups = spec.num_attention_heads // spec.num_key_value_heads
-        self.scale = spec.head_dim**-0.5
-        for slot in range(slots):
+        for slot in rules:
             for name in ("key", "value"):
                 self.register_buffer(f"{name}_{slot}", torch.zeros(1, context, spec.num_key_value_heads, spec.head_dim))
         self.register_buffer("positions", torch.arange(context), persistent=False)
+        if spec.alibi != "none":
+            bias = alibi_bias(next(iter(self.rules.values())), spec.num_attention_heads, torch.arange(context))
+            shape = (spec.num_key_value_heads, self.groups, 1, context)
+            self.register_buffer("alibi", bias.reshape(shape), persistent=False)
 
     def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
-        length = query.shape[1]
+        rule, length = self.rules[slot], query.shape[1]
+        query = self.heated(rule, query, start)
         rows = self.positions.narrow(0, start, length)
         keys, values = getattr(self, f"key_{slot}"), getattr(self, f"value_{slot}")
         keys.index_copy_(1, rows, key)
@@ -100,8 +167,24 @@ class CoreAttention(nn.Module):
         context, kv_heads, head_dim = keys.shape[1:]
         grouped = query.view(1, length, kv_heads, self.groups, head_dim).permute(0, 2, 3, 1, 4)
         grouped = grouped.reshape(kv_heads, self.groups * length, head_dim)
-        scores = torch.bmm(grouped, keys[0].permute(1, 2, 0)).view(kv_heads, self.groups, length, context) * self.scale
-        unseen = torch.where(self.positions[None] <= rows[:, None], 0.0, -1e9)
-        weights = torch.softmax(scores + unseen, dim=-1).view(kv_heads, self.groups * length, context)
+        scores = torch.bmm(grouped, keys[0].permute(1, 2, 0)).view(kv_heads, self.groups, length, context) * rule.scale
+        if rule.softcap is not None:
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        added = torch.where(seen(rule, rows, self.positions), 0.0, UNSEEN)
+        if rule.alibi != "none":
+            added = added + self.alibi
+        weights = torch.softmax(scores + added, dim=-1).view(kv_heads, self.groups * length, context)
         attended = torch.bmm(weights, values[0].permute(1, 0, 2)).view(kv_heads, self.groups, length, head_dim)
         return attended.permute(2, 0, 1, 3).reshape(1, length, kv_heads * self.groups, head_dim)
+
+
+def unseen(rule: AttentionRule, positions: torch.Tensor, start: int, length: int) -> torch.Tensor:
+    """0 where a row sees a key, and what makes a score vanish where it does not: float32 [T, context]."""
+    return torch.where(seen(rule, positions.narrow(0, start, length), positions), 0.0, UNSEEN)
+
+
+def _within(rule: AttentionRule, context: int) -> AttentionRule:
+    """A rule without a window or a chunk that holds the whole context."""
+    window = rule.window if rule.window is not None and rule.window < context else None
+    chunk = rule.chunk if rule.chunk is not None and rule.chunk < context else None
+    return dataclasses.replace(rule, window=window, chunk=chunk)

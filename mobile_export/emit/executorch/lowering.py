@@ -8,6 +8,7 @@ every name in it belongs to exactly one of them.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def lower_template(
 def lower(piece: nn.Module, takes: Sequence[Shape], max_prompt: int) -> tuple[LoweredBackendModule, Order]:
     """The stock lowering of one piece: the delegate, and the order in which it takes the piece's arguments."""
     inputs, shapes = _example(takes, max_prompt)
-    program = export(piece, inputs, dynamic_shapes=shapes, strict=False)
+    program = export(piece, inputs, dynamic_shapes=_as_taken(piece, shapes), strict=False)
     arguments = list(program.graph_signature.user_inputs)
     edge = to_edge_transform_and_lower(program, partitioner=[WholePiecePartitioner()], compile_config=EDGE)
     graph = edge.exported_program().graph_module
@@ -201,6 +202,13 @@ def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tupl
         for key in keys:
             assert key in stored, f"{name}: XNNPACK stored it in another form than ours"
             assert lowered.processed_bytes.count(key.encode()) == 1, f"{name}: named more than once"
+
+
+def _as_taken(piece: nn.Module, shapes: tuple[dict[int, Dim], ...]) -> tuple[object, ...]:
+    """Dynamic shapes as export wants them for a piece's signature: those of a variadic argument in a tuple of their own."""
+    kinds = [parameter.kind for parameter in inspect.signature(piece.forward).parameters.values()]
+    named = len(kinds) - 1
+    return (*shapes[:named], shapes[named:]) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
 
 
 def _example(takes: Sequence[Shape], max_prompt: int) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Dim], ...]]:

@@ -6,7 +6,8 @@ pieces -> templates (one per shape and precision) -> an instance per stored bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import executorch.kernels.quantized  # noqa: F401  registers quantized_decomposed's out variants
@@ -14,20 +15,24 @@ import torch
 from executorch.exir import ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-from torch import nn
 from torch.export import Dim, ExportedProgram, export
 
-from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention
-from mobile_export.emit.executorch.delegates import lower_pieces
+from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention, SlotAttention
+from mobile_export.emit.executorch.delegates import ENTRY, lower_pieces
 from mobile_export.emit.executorch.embedding import gather
-from mobile_export.emit.executorch.lowerable import check_lowerable
-from mobile_export.emit.executorch.lowering import EDGE
+from mobile_export.emit.executorch.entry import PteEntry
+from mobile_export.emit.executorch.joined import JoinedRotaryTables, SplitHeads
+from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
+from mobile_export.emit.executorch.lowering import EDGE, Delegated
 from mobile_export.emit.executorch.metadata import constant_methods
-from mobile_export.emit.executorch.pieces import SCALE, JoinedRotaryTables, SplitHeads, as_bytes, digest
+from mobile_export.emit.executorch.pieces import SCALE, as_bytes, digest
 from mobile_export.emit.executorch.segments import assemble, count_calls, named_bytes
+from mobile_export.emit.executorch.short_conv import PteColumns, PteConvBlock
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
-from mobile_export.model.decoder import Block, Decoder
+from mobile_export.model.attention_rule import attention_rules
+from mobile_export.model.decoder import Block, ConvBlock, Decoder
+from mobile_export.model.entry import has_entry
 from mobile_export.quantize.weights import PARTS, ModelWeights
 
 
@@ -36,7 +41,7 @@ class PteOptions:
     """What a .pte is built for.
 
     max_context: KV rows per slot. max_prompt: most tokens in one call; longer prompts are fed in chunks.
-    attention: "custom" (the runtime's llama operators) or "core" (plain operators).
+    attention: "custom" (the runtime's llama operators, where they can express the family's) or "core" (plain operators).
     """
 
     max_context: int
@@ -51,6 +56,7 @@ class PteProgram:
     file: the .pte's bytes.
     outside: operator -> how often it is called outside a delegate, the price of a step beside its linears.
     delegates: entries in the file; calls: delegate calls per step.
+    attention: "custom" or "core", as it came to be.
     parts: bytes of the file by part: "embedding", "head", "blocks", "norms", "positions", "graph"; they add up to the file.
     """
 
@@ -59,6 +65,7 @@ class PteProgram:
     outside: dict[str, int]
     delegates: int
     calls: int
+    attention: str
 
 
 def build_program(
@@ -76,26 +83,28 @@ def build_program(
         InputError: a graph this emitter does not lower, a weight that cannot be read or is not finite.
         UsageError: int8 KV with core attention.
     """
-    check_lowerable(weights.recognised.spec, options.max_context)
+    check_lowerable(weights.recognised.spec, weights.recipe.kv.dtype)
     spec, plan = weights.recognised.decoder, weights.plan
-    attend = _attention(weights.recipe.kv.dtype, options, spec, len(plan.schedule))
+    options = dataclasses.replace(options, attention=attention_of(spec, options.attention))
+    attend = _attention(weights, options)
     pieces = lower_pieces(weights, options.max_prompt, say)
     delegates = pieces.delegates
-    rotary = JoinedRotaryTables(spec, options.max_context)
-    decoder = Decoder(
+    rotary = [JoinedRotaryTables(spec, rope, options.max_context) for rope in spec.ropes]
+    decoder = _PteDecoder(
         spec,
         plan.schedule,
         options.max_context,
         embedding=gather(pieces.table),
-        blocks=[
-            Block(SplitHeads(delegates[f"blocks.{i}.attention."], spec), delegates[f"blocks.{i}.ffn."])
-            for i in range(len(plan.blocks))
-        ],
-        rotary=[rotary],
+        entry=PteEntry(spec, options.max_context, pieces.positions, delegates.get(ENTRY)) if has_entry(spec) else None,
+        blocks=[_block(spec, delegates, i, block) for i, block in enumerate(plan.blocks)],
+        rotary=rotary,
         attend=attend,
         head=delegates["head."],
+        remember=PteColumns(spec, _slots(weights, "conv"), options.max_context) if spec.conv_kernel else None,
     )
-    positions = rotary.cos.nbytes + rotary.sin.nbytes
+    positions = sum(tables.cos.nbytes + tables.sin.nbytes for tables in rotary)
+    if pieces.positions is not None:
+        positions += sum(buffer.nbytes for buffer in gather(pieces.positions).buffers())
     part_of_key = pieces.part_of_key
     of_delegates = {key.removeprefix(SCALE) for key in part_of_key}  # a tied table's gather finds its codes among them
     gathered = sum(b.nbytes for b in decoder.embedding.buffers() if digest(as_bytes(b)) not in of_delegates)
@@ -118,7 +127,7 @@ def build_program(
     plan_in_file = manager._emitter_output.program.execution_plan[0]
     outside, calls = count_calls(plan_in_file)
     parts = _part_bytes(named, part_of_key, gathered, positions, len(file))
-    return PteProgram(file, parts, outside, len(plan_in_file.delegates), calls)
+    return PteProgram(file, parts, outside, len(plan_in_file.delegates), calls, options.attention)
 
 
 def _part_bytes(
@@ -134,12 +143,38 @@ def _part_bytes(
     return parts
 
 
-def _attention(kv_dtype: str, options: PteOptions, spec: DecoderSpec, slots: int) -> nn.Module:
-    if options.attention == "core":
-        if kv_dtype != "float32":
-            raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
-        return CoreAttention(spec, slots, options.max_context)
-    return (CustomInt8Attention if kv_dtype == "int8" else CustomAttention)(spec, slots, options.max_context)
+class _PteDecoder(Decoder):
+    """A Decoder whose attention forgets, when a step is done, what the step's executions had in common."""
+
+    attend: SlotAttention
+
+    def hidden(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        x = super().hidden(tokens, start)
+        self.attend.forget()
+        return x
+
+
+def _attention(weights: ModelWeights, options: PteOptions) -> SlotAttention:
+    spec, plan, kv_dtype = weights.recognised.decoder, weights.plan, weights.recipe.kv.dtype
+    if options.attention == "core" and kv_dtype != "float32":
+        raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
+    kind = CoreAttention if options.attention == "core" else CustomInt8Attention if kv_dtype == "int8" else CustomAttention
+    rules = attention_rules(spec, plan.blocks, plan.schedule)
+    return kind(spec, {slot: rules[slot] for slot in _slots(weights, "attention")}, options.max_context)
+
+
+def _slots(weights: ModelWeights, mixer: str) -> list[int]:
+    """The executions whose block mixes so."""
+    blocks, plan = weights.recognised.decoder.blocks, weights.plan
+    return [slot for slot, stored in enumerate(plan.schedule) if blocks[plan.blocks[stored]].mixer == mixer]
+
+
+def _block(spec: DecoderSpec, delegates: Mapping[str, Delegated], stored: int, number: int) -> Block | ConvBlock:
+    """A stored block of its delegates; number: the file's."""
+    prefix, kind = f"blocks.{stored}.", spec.blocks[number]
+    if kind.mixer == "conv":
+        return PteConvBlock(delegates[f"{prefix}conv."], delegates[prefix], spec.conv_kernel)
+    return Block(SplitHeads(delegates[f"{prefix}attention."], spec), delegates[f"{prefix}ffn."], kind.rope)
 
 
 def _trace(decoder: Decoder, max_prompt: int) -> ExportedProgram:
