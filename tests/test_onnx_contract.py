@@ -357,11 +357,12 @@ ENDS = {
 }
 
 
+@pytest.mark.parametrize("recipe", ["fp32", "w8"])  # the quantized gather by itself would give zeros
 @pytest.mark.parametrize("name", ENDS, ids=ENDS.values())
-def test_a_text_longer_than_the_context_is_refused_by_the_runtime_in_one_line(name):
+def test_a_text_longer_than_the_context_is_refused_by_the_runtime_in_one_line(name, recipe):
     """The tables end there; a stock app gets an error, not a wrong text."""
     source = checkpoint() if name == "llama" else written(name)
-    runner = runtime(onnx_artifact(source, "--recipe", "fp32", "--no-verify"))
+    runner = runtime(onnx_artifact(source, "--recipe", recipe, "--no-verify"))
     tokens = (TOKENS * 2)[:CONTEXT]
     want = runner.step(tokens, 0)
     with pytest.raises(InputError) as refused:

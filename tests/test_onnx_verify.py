@@ -16,7 +16,7 @@ from tiny_families import written
 
 from mobile_export.audit import audit_artifact
 from mobile_export.cli import run
-from mobile_export.emit.onnx import matrices
+from mobile_export.emit.onnx import calibrate, matrices
 from mobile_export.emit.onnx.graph import GraphWriter
 from mobile_export.emit.onnx.weights_file import WeightsFile
 
@@ -405,3 +405,12 @@ def test_a_shared_initializer_duplicated_is_found_by_the_audit(tmp_path):
     assert [duplicate.wasted_bytes for duplicate in audit.duplicates] == [128 * 64 // 2]
     assert audit.duplicates[0].names == (("blocks.1.ffn.up.weight.codes",), ("blocks.1.ffn.up.weight.codes.again",))
     assert run(["verify", str(folder), "--against", str(checkpoint())]) == 0, "the numbers are right"
+
+
+def test_scales_of_an_int8_cache_that_cut_values_off_are_found_out(tmp_path, monkeypatch, capsys):
+    """The reference has the scales from the file, so its logits agree with whatever they do."""
+    monkeypatch.setattr(calibrate, "MARGIN", 0.1)
+    out = tmp_path / "out"
+    assert run(["onnx", str(checkpoint()), "--recipe", "w8", "--kv", "int8", "--max-context", "64", "--out", str(out)]) == 1
+    assert "keys and values beyond the scales of the cache, share: " in capsys.readouterr().err
+    assert not out.exists()
