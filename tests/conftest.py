@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -25,3 +26,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("device"):
             item.add_marker(pytest.mark.skip(reason="needs an Android phone on adb; run with --device"))
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command that must fail: its exit code and the one line it said, without "error: "."""
+    from mobile_export.cli import run
+
+    def ran(*arguments: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: "), err
+        assert err.count("\n") == 1, err
+        return code, err.removeprefix("error: ").removesuffix("\n")
+
+    return ran

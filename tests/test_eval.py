@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -174,3 +175,11 @@ def test_another_models_checkpoint(capsys, text):
     out = onnx_artifact(checkpoint(), "--recipe", "w8")
     assert run(["eval", str(out), "--text", str(text), "--against", str(checkpoint(hidden=96))]) == 3
     assert "was made from a model with hidden_size 64" in capsys.readouterr().err
+
+
+def test_a_damaged_tokenizer(capsys, text, tmp_path):
+    out = shutil.copytree(onnx_artifact(checkpoint(), "--recipe", "w8"), tmp_path / "out")
+    (out / "tokenizer.json").write_bytes(b"{")
+    assert run(["eval", str(out), "--text", str(text)]) == 3
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: {out / 'tokenizer.json'}: cannot be read: ")

@@ -293,28 +293,42 @@ def test_float16_activations_halve_the_cache_and_the_scales():
     assert blocks[0] - blocks[1] >= scales
 
 
-@pytest.fixture
-def fails(capsys):
-    """Run a command that must fail: its exit code and the one line it said, without "error: "."""
-
-    def ran(*arguments):
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: "), err
-        assert err.count("\n") == 1, err
-        return code, err.removeprefix("error: ").removesuffix("\n")
-
-    return ran
-
-
 def test_float16_activations_need_quantized_weights(tmp_path, fails):
     out = tmp_path / "out"
     arguments = ("onnx", checkpoint(), "--recipe", "fp32", "--activations", "float16", "--out", out)
-    line = "--activations float16: recipe fp32 keeps float32 weights; choose a quantized recipe, or leave it out"
+    line = "--activations float16: recipe fp32 keeps embedding.weight in float32; choose a quantized recipe, or leave it out"
     assert fails(*arguments) == (2, line)
     assert not out.exists()
+
+
+def mixed_recipe(folder: Path) -> Path:
+    """Quantized linears beside a float table, which is the head's, too."""
+    path = folder / "mixed.toml"
+    parts = {"linear": 8, "embedding": 32, "head": 8}
+    lines = ['name = "mixed"', 'description = "d"', *(f"{part} = {{ bits = {bits} }}" for part, bits in parts.items())]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_a_float_table_beside_float16_activations_is_refused(tmp_path, fails):
+    options = ("--recipe", mixed_recipe(tmp_path), "--activations", "float16", "--out", tmp_path / "out")
+    then = "recipe mixed keeps embedding.weight in float32; choose a quantized recipe, or leave it out"
+    assert fails("onnx", checkpoint(), *options) == (2, f"--activations float16: {then}")
+
+
+@pytest.mark.parametrize("form", [(), ("--portable",)])
+def test_a_float_table_beside_quantized_linears(tmp_path, capsys, form):
+    options = ("--recipe", str(mixed_recipe(tmp_path)), "--max-context", "64", "--out", str(tmp_path / "out"), *form)
+    assert run(["onnx", str(checkpoint()), *options]) == 0
+    assert "verified passed" in capsys.readouterr().out
+    assert run(["inspect", str(tmp_path / "out"), "--strict"]) == 0, "the manifest says that it is meant"
+
+
+def test_bits_a_weight_count_a_learned_table_of_positions():
+    """Every matrix has 64 or 96 inputs, so blocks of 64 or 32, each with a float32 scale."""
+    found = manifest(onnx_artifact(written("gpt2-cerebras"), "--recipe", "w8", "--no-verify"))
+    assert "positions.weight" in found["matrices"]
+    assert 8 + 32 / 64 <= found["bits_per_weight"] <= 8 + 32 / 32
 
 
 def test_no_such_activations(tmp_path, fails):

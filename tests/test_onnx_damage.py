@@ -27,22 +27,6 @@ FILES = ["model.onnx", "model.onnx.data"]
 
 
 @pytest.fixture
-def fails(capsys):
-    """Run a command that must fail: its exit code and the one line it said, without "error: "."""
-
-    def ran(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: "), err
-        assert err.count("\n") == 1, err
-        return code, err.removeprefix("error: ").removesuffix("\n")
-
-    return ran
-
-
-@pytest.fixture
 def copy(tmp_path) -> Path:
     """An artifact to damage."""
     return Path(shutil.copytree(onnx_artifact(checkpoint(), "--no-verify"), tmp_path / "copy"))

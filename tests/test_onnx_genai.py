@@ -100,22 +100,6 @@ def generate(capsys):
     return ran
 
 
-@pytest.fixture
-def refused(capsys):
-    """Run a command that must fail: its exit code and the one line it said, without "error: "."""
-
-    def ran(*arguments: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith("error: "), err
-        assert err.count("\n") == 1, err
-        return code, err.removeprefix("error: ").removesuffix("\n")
-
-    return ran
-
-
 def tokenizer_of(source: Path):
     tokenizer = open_checkpoint(str(source)).tokenizer
     assert tokenizer is not None
@@ -226,15 +210,15 @@ def test_a_chat_turn_goes_through_the_template_and_has_one_bos(tmp_path, generat
     assert found["new_text"] != generate(folder, "what time", "--max-new-tokens", "6")["new_text"]
 
 
-def test_chat_without_a_template_is_refused(refused):
+def test_chat_without_a_template_is_refused(fails):
     folder = onnx_artifact(checkpoint(), "--no-verify")
     line = f"--chat: {folder} holds no chat template; leave --chat out: this is no chat model"
-    assert refused("generate", folder, "a b c", "--chat") == (2, line)
+    assert fails("generate", folder, "a b c", "--chat") == (2, line)
 
 
-def test_an_empty_prompt_is_refused(refused):
+def test_an_empty_prompt_is_refused(fails):
     folder = onnx_artifact(checkpoint(), "--no-verify")
-    assert refused("generate", folder, "") == (2, "PROMPT: is empty; write at least one character")
+    assert fails("generate", folder, "") == (2, "PROMPT: is empty; write at least one character")
 
 
 @functools.cache
@@ -247,41 +231,41 @@ def recurrent() -> Path:
 
 
 @pytest.mark.parametrize("source", [checkpoint, recurrent], ids=["stock", "own-loop"])
-def test_a_prompt_as_long_as_the_context_is_refused(refused, generate, source):
+def test_a_prompt_as_long_as_the_context_is_refused(fails, generate, source):
     folder = onnx_artifact(source(), "--no-verify")
     letters = "xyzw" * (CONTEXT // 4)
     assert len(encode(tokenizer_of(source()), letters)) == CONTEXT
     line = f"PROMPT: is {CONTEXT} tokens long; leave room in a context of {CONTEXT}"
-    assert refused("generate", folder, letters) == (3, line)
+    assert fails("generate", folder, letters) == (3, line)
     found = generate(folder, letters[:-1], "--max-new-tokens", "9")
     assert (found["prompt_tokens"], found["new_tokens"]) == (CONTEXT - 1, 1), "as much as there is room for"
 
 
-def test_an_artifact_without_tokenizer_cannot_speak(refused, capsys):
+def test_an_artifact_without_tokenizer_cannot_speak(fails, capsys):
     folder = onnx_artifact(checkpoint(tokenizer=None), "--no-verify")
     assert "tokenizer" in capsys.readouterr().err
     then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
-    assert refused("generate", folder, "a") == (3, f"{folder}: holds no tokenizer.json; {then}")
+    assert fails("generate", folder, "a") == (3, f"{folder}: holds no tokenizer.json; {then}")
 
 
-def test_what_the_stock_runtime_cannot_load_is_said_in_one_line(tmp_path, refused):
+def test_what_the_stock_runtime_cannot_load_is_said_in_one_line(tmp_path, fails):
     folder = Path(shutil.copytree(onnx_artifact(checkpoint(), "--no-verify"), tmp_path / "copy"))
     for name in ("model.onnx", "tokenizer.json", "genai_config.json"):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(b"nothing of the kind")
-        code, line = refused("generate", folder, "a")
+        code, line = fails("generate", folder, "a")
         assert code == 3
         assert line.startswith(f"{folder}: onnxruntime-genai refuses: ")
         assert line.endswith("; export it again, or try a newer onnxruntime-genai")
         (folder / name).write_bytes(kept)
 
 
-def test_what_our_own_loop_cannot_load_is_said_in_one_line(tmp_path, refused):
+def test_what_our_own_loop_cannot_load_is_said_in_one_line(tmp_path, fails):
     folder = Path(shutil.copytree(onnx_artifact(recurrent(), "--no-verify"), tmp_path / "copy"))
     for name in ("model.onnx", "tokenizer.json"):
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(b"nothing of the kind")
-        code, line = refused("generate", folder, "a")
+        code, line = fails("generate", folder, "a")
         assert code == 3
         assert line.startswith(f"{folder}/{name}: ")
         assert line.endswith("; export it again")

@@ -64,16 +64,12 @@ def evaluate(
 
 
 def _measure(folder: Path, manifest: Manifest, text: str, against: str | None, tokens: int) -> Quality:
-    from tokenizers import Tokenizer
-
     from mobile_export.cli.verify import weights_for
     from mobile_export.verify.oracle import float32_oracle
+    from mobile_export.verify.prompt import read_tokenizer
     from mobile_export.verify.quality import measure_quality, windows_of
 
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(str(folder), "holds no tokenizer.json", "export a checkpoint that has a tokenizer")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids = tokenizer.encode(text, add_special_tokens=False).ids[:tokens]
+    ids = read_tokenizer(folder).encode(text, add_special_tokens=False).ids[:tokens]
     window = min(WINDOW, manifest.max_context)
     windows = list(windows_of(ids, window, manifest.bos_id if manifest.adds_bos else None))
     if not windows:

@@ -43,9 +43,11 @@ def onnx(
         other = "--activations float16" if activations == "float16" else "--kv int8"
         raise UsageError("--portable", f"{other} needs operators of onnxruntime's own", "leave one of the two out")
     job = settle(checkpoint, recipe, schedule, kv, out, max_context, "onnx")
-    if activations == "float16" and job.weights.recipe.activations == "float32":
-        what = f"recipe {job.weights.recipe.name} keeps float32 weights"
-        raise UsageError("--activations float16", what, "choose a quantized recipe, or leave it out")
+    if activations == "float16":
+        plain = next((m.name for m in job.weights.matrices.values() if m.precision.bits == 32), None)
+        if plain:
+            what = f"recipe {job.weights.recipe.name} keeps {plain} in float32"
+            raise UsageError("--activations float16", what, "choose a quantized recipe, or leave it out")
     if portable and job.weights.recipe.kv.dtype == "int8":
         what = f"the KV cache of recipe {job.weights.recipe.name} is int8, which needs operators of onnxruntime's own"
         raise UsageError("--portable", what, "add --kv float32")

@@ -39,7 +39,7 @@ def describe(
         packages: those whose versions decide what was written.
     """
     checkpoint, plan = weights.checkpoint, weights.plan
-    matrix_bytes = sum(predicted[part] for part in ("embedding", "head", "blocks"))
+    matrix_bytes = sum(size for part, size in predicted.items() if part != "norms")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool=f"mobile-export {__version__}",

@@ -11,7 +11,7 @@ from executorch.kernels import quantized  # noqa: F401  the quantized embedding
 
 from mobile_export.errors import InputError
 from mobile_export.manifest import Manifest
-from mobile_export.verify.prompt import Generated, prompt_text
+from mobile_export.verify.prompt import Generated, find_tokenizer, prompt_text
 
 
 def generate_text(
@@ -25,10 +25,7 @@ def generate_text(
         InputError: no tokenizer, or the runner refuses program, tokenizer or prompt.
         UsageError: an empty prompt, or chat without a template.
     """
-    tokenizer = next((folder / n for n in ("tokenizer.json", "tokenizer.model") if (folder / n).is_file()), None)
-    if tokenizer is None:
-        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
-        raise InputError(str(folder), "holds no tokenizer.json or tokenizer.model", then)
+    tokenizer = find_tokenizer(folder, ("tokenizer.json", "tokenizer.model"))
     text = prompt_text(folder, prompt, chat=chat)
     pieces: list[str] = []
     counts: list[int] = []

@@ -9,7 +9,7 @@ import onnxruntime_genai
 from mobile_export.errors import InputError
 from mobile_export.manifest import Manifest
 from mobile_export.verify.onnx_runtime import check_version
-from mobile_export.verify.prompt import Generated, begin, prompt_text
+from mobile_export.verify.prompt import Generated, begin, find_tokenizer, prompt_text, room_after
 
 
 def generate_text(
@@ -27,17 +27,12 @@ def generate_text(
     assert manifest.onnx, "a manifest has its format's facts"
     text = prompt_text(folder, prompt, chat=chat)
     check_version(folder / manifest.file, manifest.onnx.minimum_onnxruntime)
-    if not (folder / "tokenizer.json").is_file():
-        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
-        raise InputError(str(folder), "holds no tokenizer.json", then)
+    find_tokenizer(folder, ("tokenizer.json",))
     try:
         model = onnxruntime_genai.Model(str(folder))
         tokenizer = onnxruntime_genai.Tokenizer(model)
         tokens = begin(tokenizer.encode(text).tolist(), manifest, chat=chat)
-        room = manifest.max_context - len(tokens)
-        if room < 1:
-            raise InputError("PROMPT", f"is {len(tokens)} tokens long", f"leave room in a context of {manifest.max_context}")
-        new, at_eos = _generate(model, tokens, min(max_new_tokens, room), temperature)
+        new, at_eos = _generate(model, tokens, min(max_new_tokens, room_after(tokens, manifest)), temperature)
         new_text = tokenizer.decode(tokens + new).removeprefix(tokenizer.decode(tokens))
     except RuntimeError as error:
         what = f"onnxruntime-genai refuses: {str(error).strip().splitlines()[0]}"

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
-from mobile_export.errors import InputError
 from mobile_export.manifest import Manifest
 from mobile_export.verify.onnx_runtime import OnnxRuntime
-from mobile_export.verify.prompt import Generated, begin, prompt_text
+from mobile_export.verify.prompt import Generated, begin, prompt_text, read_tokenizer, room_after
 
 
 def generate_text(
@@ -27,19 +25,11 @@ def generate_text(
     """
     assert manifest.onnx, "a manifest has its format's facts"
     text = prompt_text(folder, prompt, chat=chat)
-    if not (folder / "tokenizer.json").is_file():
-        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
-        raise InputError(str(folder), "holds no tokenizer.json", then)
-    try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
-        raise InputError(str(folder / "tokenizer.json"), f"cannot be read: {error}", "export it again") from None
+    tokenizer = read_tokenizer(folder)
     tokens = begin(tokenizer.encode(text).ids, manifest, chat=chat)
-    room = manifest.max_context - len(tokens)
-    if room < 1:
-        raise InputError("PROMPT", f"is {len(tokens)} tokens long", f"leave room in a context of {manifest.max_context}")
+    count = min(max_new_tokens, room_after(tokens, manifest))
     runtime = OnnxRuntime(folder / manifest.file, manifest.onnx.minimum_onnxruntime)
-    new = continue_tokens(runtime, tokens, min(max_new_tokens, room), manifest.eos_ids, temperature)
+    new = continue_tokens(runtime, tokens, count, manifest.eos_ids, temperature)
     at_eos = bool(new) and new[-1] in manifest.eos_ids
     said = tokenizer.decode(tokens + new[: len(new) - at_eos])
     new_text = said.removeprefix(tokenizer.decode(tokens))

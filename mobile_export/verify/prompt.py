@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobile_export.errors import UsageError
+from tokenizers import Tokenizer
+
+from mobile_export.errors import InputError, UsageError
 from mobile_export.manifest import Manifest
 
 
@@ -34,6 +37,44 @@ def prompt_text(folder: Path, prompt: str, *, chat: bool) -> str:
     if not prompt:
         raise UsageError("PROMPT", "is empty", "write at least one character")
     return chat_prompt(folder, prompt) if chat else prompt
+
+
+def find_tokenizer(folder: Path, names: Sequence[str]) -> Path:
+    """The first of the named tokenizer files that lies in a folder.
+
+    Raises:
+        InputError: none does.
+    """
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        then = "copy the checkpoint's tokenizer into it, or export a checkpoint that has one"
+        raise InputError(str(folder), f"holds no {' or '.join(names)}", then)
+    return found
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer.json.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = find_tokenizer(folder, ("tokenizer.json",))
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises no narrower type
+        raise InputError(str(path), f"cannot be read: {error}", "export it again") from None
+
+
+def room_after(tokens: list[int], manifest: Manifest) -> int:
+    """How many tokens may follow a prompt.
+
+    Raises:
+        InputError: none.
+    """
+    room = manifest.max_context - len(tokens)
+    if room < 1:
+        raise InputError("PROMPT", f"is {len(tokens)} tokens long", f"leave room in a context of {manifest.max_context}")
+    return room
 
 
 def begin(tokens: list[int], manifest: Manifest, *, chat: bool) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.blocks import block_size
+from mobile_export.emit.onnx.float_matrices import FloatMatrices
 from mobile_export.emit.onnx.graph import GraphWriter
 from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.errors import InputError
@@ -23,7 +24,7 @@ class Matrices:
     """Every matrix of a model, written on first use; each later use names the same bytes."""
 
     def __init__(self, writer: GraphWriter, weights: ModelWeights) -> None:
-        self.writer, self.weights = writer, weights
+        self.writer, self.weights, self.floats = writer, weights, FloatMatrices(writer, weights)
         self._table: tuple[np.ndarray, np.ndarray] | None = None
 
     def linear(self, x: ir.Value, place: str, name: str, *, bias: bool = False) -> ir.Value:
@@ -56,7 +57,7 @@ class Matrices:
         """Rows, int64 [batch, T], of a table named as a weight -> [batch, T, columns]."""
         matrix = self.weights.matrices[table]
         if matrix.precision.bits == 32:
-            return self.writer.node("Gather", (self._float_table(table), rows), name, {"axis": 0}, table)
+            return self.floats.gather(table, rows, name)
         count = matrix.shape[0]
         # A name of its own for the bytes the head multiplies with: a Reshape would be folded into a copy in memory.
         codes, scales = self._initializers(table, f"{table}.rows", f"{table}.scales", (count, matrix.code_bytes // count))
@@ -98,18 +99,11 @@ class Matrices:
     def _bias(self, name: str) -> ir.Value:
         return self.writer.floats(name, self.weights.float32(name).numpy(), self.weights.part_of(name))
 
-    def _float_table(self, name: str) -> ir.Value:
-        known = self.writer.initializers
-        return known.get(name) or self.writer.constant(name, self.weights.float32(name).numpy(), self.weights.part_of(name))
-
     def _float_linear(self, x: ir.Value, source: str, name: str, bias: ir.Value | None) -> ir.Value:
-        if source == EMBEDDING:  # [V, hidden], as the gather needs it; a Transpose would be folded into a copy in memory
-            product = self.writer.node("FusedMatMul", (x, self._float_table(source)), name, {"transB": 1}, source)
-            return self.writer.node("Add", (product, bias), f"{name}.bias") if bias else product
-        known = self.writer.initializers
-        if source not in known:
-            self.writer.constant(source, self.weights.float32(source).numpy().T, self.weights.part_of(source))
-        product = self.writer.node("MatMul", (x, known[source]), name, doc=source)
+        if source == EMBEDDING:
+            product = self.writer.node("FusedMatMul", (x, self.floats.table(source)), name, {"transB": 1}, source)
+        else:
+            product = self.floats.product(x, source, name)
         return self.writer.node("Add", (product, bias), f"{name}.bias") if bias else product
 
 

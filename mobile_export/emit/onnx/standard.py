@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.blocks import block_size
+from mobile_export.emit.onnx.float_matrices import FloatMatrices
 from mobile_export.emit.onnx.graph import Attribute, GraphWriter
 from mobile_export.emit.onnx.heads import Heads
 from mobile_export.emit.onnx.norms import Norms
@@ -27,7 +28,7 @@ class StandardProducts:
     """Products with dequantized matrices. Codes lie [inputs, outputs], as MatMul takes them."""
 
     def __init__(self, writer: GraphWriter, weights: ModelWeights) -> None:
-        self.writer, self.weights = writer, weights
+        self.writer, self.weights, self.floats = writer, weights, FloatMatrices(writer, weights)
         self._uses: Counter[str] = Counter()
 
     def linear(self, x: ir.Value, place: str, name: str, *, bias: bool = False) -> ir.Value:
@@ -54,7 +55,7 @@ class StandardProducts:
         """
         matrix, write = self.weights.matrices[table], self.writer
         if matrix.precision.bits == 32:
-            return write.node("Gather", (self._float_table(table), rows), name, {"axis": 0}, table)
+            return self.floats.gather(table, rows, name)
         held, scales = self._initializers(table)
         if matrix.precision.bits == 4:
             codes = self._four_bit_columns(held, matrix.shape, rows, name)
@@ -107,20 +108,12 @@ class StandardProducts:
             codes = self.writer.constant(names[0], turned.numpy(), part)
         return codes, self.writer.floats(names[1], scales, part)
 
-    def _float_table(self, name: str) -> ir.Value:
-        known = self.writer.initializers
-        return known.get(name) or self.writer.constant(name, self.weights.float32(name).numpy(), self.weights.part_of(name))
-
     def _float_product(self, x: ir.Value, source: str, name: str) -> ir.Value:
-        write = self.writer
         if source != EMBEDDING:
-            known = write.initializers
-            if source not in known:
-                write.constant(source, self.weights.float32(source).numpy().T, self.weights.part_of(source))
-            return write.node("MatMul", (x, known[source]), name, doc=source)
-        # [V, hidden], as the gather needs it; a Transpose would be folded into a copy in memory
+            return self.floats.product(x, source, name)
+        write = self.writer
         flat = write.node("Flatten", (x,), f"{name}.flat", {"axis": 2})
-        product = write.node("Gemm", (flat, self._float_table(source)), f"{name}.product", {"transB": 1}, source)
+        product = write.node("Gemm", (flat, self.floats.table(source)), f"{name}.product", {"transB": 1}, source)
         lead = write.node("Shape", (x,), f"{name}.lead", {"end": 2})
         shape = write.node("Concat", (lead, self._ints("vocabulary", [-1])), f"{name}.shape", {"axis": 0})
         return write.node("Reshape", (product, shape), name)
