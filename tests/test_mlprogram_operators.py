@@ -28,6 +28,7 @@ FEEDS = {"x": X, "y": Y, "n": N, "m": M, "cube": CUBE, "image": IMAGE}
 SPECS = [mb.TensorSpec(tuple(v.shape), types.int32 if v.dtype == torch.int32 else types.fp32) for v in FEEDS.values()]
 KERNEL = np.cos(np.arange(24, dtype=np.float32)).reshape(8, 1, 3)
 WIDE = np.cos(np.arange(6 * 4 * 3, dtype=np.float32)).reshape(6, 4, 3)
+BIAS = np.arange(6, dtype=np.float32)
 WEIGHT = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.25]], np.float32)
 GAMMA, BETA = np.array([1.0, 2.0, -1.0], np.float32), np.array([0.0, 0.5, 4.0], np.float32)
 
@@ -72,6 +73,7 @@ def normed(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
 
 
+DIAGONAL = np.eye(3, dtype=np.float32)
 PAIR = np.array([[True, False, True], [True, True, False], [False, False, True]])
 HIDDEN = np.where(PAIR, 0, -np.inf).astype(np.float32)
 
@@ -184,7 +186,7 @@ CASES: dict[str, Case] = {
             pad=[1, 2],
             bias=np.arange(6.0, dtype=np.float32),
         ),
-        functional.conv1d(functional.pad(IMAGE, (1, 2)), torch.from_numpy(WIDE), torch.arange(6.0), 2, groups=2),
+        functional.conv1d(functional.pad(IMAGE, (1, 2)), torch.from_numpy(WIDE), torch.from_numpy(BIAS), 2, groups=2),
     ),
     "conv/2d": (
         lambda image, **_: mb.conv(

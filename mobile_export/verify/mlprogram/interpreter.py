@@ -14,10 +14,12 @@ from mobile_export.verify.mlprogram.in_place import READ
 from mobile_export.verify.mlprogram.package import AGAIN
 from mobile_export.verify.mlprogram.prepare import Prepared, Step, prepare
 from mobile_export.verify.mlprogram.program import Function, Input, Program
-from mobile_export.verify.mlprogram.values import MEMORY
+from mobile_export.verify.mlprogram.values import DTYPES
 from mobile_export.verify.mlprogram.weights import Weights
 
-COMPUTE = {**MEMORY, "float16": torch.float32}  # dtype of a value while a program runs
+COMPUTE = {name: dtype.memory for name, dtype in DTYPES.items()} | {
+    "float16": torch.float32
+}  # dtype of a value while a program runs
 State = dict[str, Tensor]
 Rounding = Literal["float32", "float16"]
 
