@@ -91,7 +91,8 @@ def tensor_type(where: str, proto: Any) -> TensorType:
     sizes = [dimension.constant.size if dimension.HasField("constant") else None for dimension in tensor.dimensions]
     if tensor.rank not in (len(sizes), 0):
         raise InputError(where, f"is said to have {tensor.rank} dimensions and lists {len(sizes)}", AGAIN)
-    if math.prod(size for size in sizes if size is not None) > LARGEST:
+    known = [size for size in sizes if size is not None]
+    if max(known, default=0) > LARGEST or math.prod(known) > LARGEST:
         raise InputError(where, f"would have {sizes} elements, more than {LARGEST:,}", AGAIN)
     return TensorType(NAMES[tensor.dataType], tuple(sizes))
 
