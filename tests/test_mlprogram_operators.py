@@ -136,6 +136,10 @@ CASES: dict[str, Case] = {
     "not_equal": (lambda n, m, **_: mb.not_equal(x=n, y=m), truths([[True, True, True], [True, False, True]])),
     "pow": (lambda x, **_: mb.pow(x=x, y=2.0), tensor([[2.25, 0, 0.25], [1, 4, 12.25]])),
     "real_div": (lambda x, y, **_: mb.real_div(x=x, y=y), tensor([[-0.75, -0.0, 2], [1, 4, -0.875]])),
+    "real_div/int": (
+        lambda n, **_: mb.real_div(x=mb.mul(x=n, y=np.int32(4)), y=np.int32(-2)),
+        integers([[-6, 14, -4], [0, -10, -10]]),
+    ),
     "relu": (lambda x, **_: mb.relu(x=x), tensor([[0, 0, 0.5], [1, 2, 3.5]])),
     "relu6": (lambda x, **_: mb.relu6(x=mb.mul(x=x, y=np.float32(2))), tensor([[0, 0, 1], [2, 4, 6]])),
     "round": (lambda x, **_: mb.round(x=x), tensor([[-2, 0, 0], [1, 2, 4]])),
@@ -266,6 +270,8 @@ CASES: dict[str, Case] = {
         lambda n, **_: mb.gather(x=n, indices=np.array([2, 2, 0], np.int32), axis=-1),
         integers([[2, 2, 3], [5, 5, 0]]),
     ),
+    "gather/uint16": (lambda n, **_: mb.gather(x=n, indices=np.uint16([1]), axis=0), integers([[0, 5, 5]])),
+    "gather/int16": (lambda n, **_: mb.gather(x=n, indices=np.int16(1), axis=0), integers([0, 5, 5])),
     "gather/scalar": (lambda n, **_: mb.gather(x=n, indices=np.int32(1), axis=0), integers([0, 5, 5])),
     "gather_along_axis": (
         lambda n, **_: mb.gather_along_axis(x=n, indices=np.array([[1, 0, 1]], np.int32), axis=0),

@@ -42,8 +42,9 @@ DTYPES = {
 }
 NAMES = {dtype.number: name for name, dtype in DTYPES.items()} | {2: "string"}  # by their number
 LARGEST = 1 << 29  # elements of one value: four times the largest embedding table we know
-# Which of TensorValue's lists holds a dtype; narrow numbers are written as bytes.
-LISTS = {"floats": "float32", "ints": "int32", "bools": "bool", "strings": "string"}
+# Which dtypes lie in which of TensorValue's lists; all others are written as bytes.
+LISTS = {"floats": {"float32"}, "ints": {"int16", "uint16", "int32"}, "bools": {"bool"}, "strings": {"string"}}
+SMALL = {"int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1)}  # what of a list of int32 they may hold
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _immediate(where: str, declared: TensorType, tensor: Any) -> torch.Tensor | 
         if len(raw) != stored_bytes(declared):
             raise InputError(where, f"holds {len(raw):,} bytes, {declared} takes {stored_bytes(declared):,}", AGAIN)
         return unpack(raw, declared)
-    if LISTS.get(kind) != declared.dtype:
+    if declared.dtype not in LISTS.get(kind, ()):
         raise InputError(where, f"is {declared} and holds {kind}", AGAIN)
     values = getattr(tensor, kind).values
     if len(values) != count:
@@ -162,4 +163,7 @@ def _immediate(where: str, declared: TensorType, tensor: Any) -> torch.Tensor | 
         if declared.shape:
             raise InputError(where, "a list of strings", "use another export")
         return str(values[0])
+    least, most = SMALL.get(declared.dtype, (None, None))
+    if least is not None and not all(least <= value <= most for value in values):
+        raise InputError(where, f"holds a number that is no {declared.dtype}", AGAIN)
     return torch.tensor(list(values), dtype=DTYPES[declared.dtype].memory).reshape(declared.sizes)
