@@ -29,6 +29,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+Position = int | torch.Tensor  # of a call's first token; a tensor int [1] where the graph is traced with one
 
 
 class AttentionInput(nn.Module):
@@ -108,7 +109,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.ffn, self.rope = attention, ffn, rope
 
-    def forward(self, x: torch.Tensor, slot: int, start: int, rotations: Sequence[Rotation], attend: nn.Module) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, slot: int, start: Position, rotations: Sequence[Rotation], attend: nn.Module
+    ) -> torch.Tensor:
         query, key, value = self.attention(x, *(() if self.rope is None else rotations[self.rope]))
         return self.ffn(x, attend(slot, query, key, value, start))
 
@@ -120,7 +123,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv, self.ffn = conv, ffn
 
-    def forward(self, x: torch.Tensor, slot: int, start: int, remember: nn.Module) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, slot: int, start: Position, remember: nn.Module) -> torch.Tensor:
         columns, gate = self.conv(x)
         return self.ffn(x, self.conv.convolve(remember(slot, columns, start), gate))
 
@@ -185,7 +188,11 @@ class Decoder(nn.Module):
         position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
-        rotations = [tables(position, length) for tables in self.rotary]
+        return self.stream(tokens, position)
+
+    def stream(self, tokens: torch.Tensor, position: Position) -> torch.Tensor:
+        """`hidden` where the position is known already, and nothing is left to check."""
+        rotations = [tables(position, tokens.shape[1]) for tables in self.rotary]
         x = self.embedding(tokens)
         if self.entry is not None:
             x = self.entry(x, position)
