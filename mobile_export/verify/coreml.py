@@ -49,7 +49,9 @@ def verify_coreml(path: Path, weights: ModelWeights, graph: CoreMlGraph, context
     decoder = float16_decoder(weights, context)
     differing = matrices_that_differ(exact.program, decoder, tied=weights.plan.tied)
     checks = [
-        Check("matrices stored with other codes or scales", float(len(differing)), 0.0, ", ".join(differing[:3]) or "read back"),
+        Check(
+            "matrices stored with other codes or scales", float(len(differing)), 0.0, ", ".join(differing[:3]) or "read back"
+        ),
         _id_check(exact, graph),
         *exact_checks(exact, lambda text: reference_logits(decoder, text), tokens, LONG),
     ]
@@ -83,5 +85,7 @@ def _rounded_checks(runtime: CoreMlRuntime, floor: NoiseFloor, tokens: list[int]
     text = tokens[:TEXT]
     return [
         Check("float16 throughout, token by token", max(steps(runtime, text[:FEW], floor.want)), floor.largest, floor.reason),
-        Check("float16 throughout, prompt", max(prompts(runtime, text, floor.want, (3, TEXT), TEXT)), floor.largest, floor.reason),
+        Check(
+            "float16 throughout, prompt", max(prompts(runtime, text, floor.want, (3, TEXT), TEXT)), floor.largest, floor.reason
+        ),
     ]

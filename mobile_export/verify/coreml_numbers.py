@@ -10,8 +10,6 @@ from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.verify.mlprogram.program import Program
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding
 
-LUT_OFFSET = 8  # of the index of code 0 in a palette of the codes from -8 to 7
-
 
 def matrices_that_differ(program: Program, decoder: Decoder, *, tied: bool) -> list[str]:
     """The quantized matrices a package does not hold exactly once in each function, with the decoder's codes and scales.
@@ -47,11 +45,9 @@ def _equal(program: Program, function: str, name: str, weight: QuantizedWeight) 
     scales = weight.scales.half()
     if "data" in stored:
         codes = stored["data"]
-    else:  # a palette, compressed itself
+    else:  # indices into a palette of codes, compressed itself
         palette = program.codes(function, name_of_data(program, function, name))
-        if palette["lut"].flatten().tolist() != list(range(-LUT_OFFSET, LUT_OFFSET)):
-            return False
-        codes = palette["indices"].to(torch.int8) - LUT_OFFSET
+        codes = palette["lut"].flatten().to(torch.int8)[palette["indices"].long()]
     return torch.equal(codes, weight.codes) and torch.equal(stored["scale"].view(scales.shape), scales)
 
 

@@ -115,4 +115,3 @@ def _stored_bytes(matrix: MatrixPlan) -> int:
         return FLOAT16 * matrix.parameters
     rows, columns = matrix.shape
     return matrix.code_bytes + rows * columns // (matrix.precision.group_size or columns) * FLOAT16
-

@@ -46,9 +46,7 @@ class StatefulAttention(nn.Module):
 
     alibi: torch.Tensor | None
 
-    def __init__(
-        self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
+    def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
         self.rules, self.row_of = dict(rules), {slot: row for row, slot in enumerate(rules)}
         self.heads, self.head_dim = spec.num_attention_heads, spec.head_dim
@@ -106,11 +104,9 @@ class StatefulAttention(nn.Module):
 
     def _grouped(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask [1, 1 or heads, T, keys] for every row of grouped queries."""
-        if self.groups == 1:
-            return mask
-        length, keys = mask.shape[2:]
-        kv_heads = self.heads // self.groups if self.alibi is not None else 1
-        return mask.expand(1, kv_heads * self.groups, length, keys).reshape(1, kv_heads, self.groups * length, keys)
+        if self.alibi is None:
+            return torch.cat([mask] * self.groups, dim=2)
+        return mask.reshape(1, self.heads // self.groups, self.groups * mask.shape[2], mask.shape[3])
 
     def _added(self, rule: AttentionRule) -> torch.Tensor:
         step = self._taken()

@@ -37,9 +37,13 @@ def convert(function: Function, weights: ModelWeights, options: CoreMlOptions) -
     )
     warned = put_matrices(program, weights, palettes=options.palettes)
     passes = ct.PassPipeline.DEFAULT
-    passes.remove_passes({"common::divide_to_multiply"})  # 50 is exact in float16, 1 / 50 is not
+    unwanted = {
+        "common::divide_to_multiply",  # 50 is exact in float16, 1 / 50 is not
+        "common::canonicalize_quantized_lut_pattern",  # moves scales into palettes: sixteen values for every group of inputs
+    }
     if decoder.context >= INT16_LIMIT:
-        passes.remove_passes({"common::add_int16_cast"})
+        unwanted.add("common::add_int16_cast")
+    passes.remove_passes(unwanted)
     with warnings.catch_warnings():
         # A pass asks which range of numbers survives two casts in a row, and compares with float32's.
         own = r"coremltools\.converters\.mil\.mil\.passes\.defs\.optimize_repeat_ops"

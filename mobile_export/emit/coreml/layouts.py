@@ -66,5 +66,6 @@ def _stock(context: int) -> Function:
 def _fixed(decoder: type[StatefulDecoder], shapes: Mapping[str, tuple[int, ...]]) -> Function:
     ct = coremltools()
     inputs = tuple(ct.TensorType(name, shape, dtype=np.int32) for name, shape in shapes.items())
-    example = tuple(torch.ones(shape, dtype=torch.int32) for shape in shapes.values())
+    # From position 0, since a chunk may be as long as the context.
+    example = tuple(torch.full(shape, int(name == COUNT), dtype=torch.int32) for name, shape in shapes.items())
     return Function(decoder, inputs, example)

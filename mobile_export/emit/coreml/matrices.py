@@ -16,7 +16,7 @@ from mobile_export.errors import InputError
 from mobile_export.quantize.weights import ModelWeights
 
 CODES = "_codes"  # a matrix's codes are named as the weight, with this at the end
-PALETTE = np.arange(-8, 8, dtype=np.int8)
+PALETTE = np.arange(-8, 8, dtype=np.float32)
 
 
 def put_matrices(program: Any, weights: ModelWeights, *, palettes: bool) -> list[str]:

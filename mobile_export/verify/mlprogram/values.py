@@ -29,8 +29,8 @@ MEMORY = {"bool": torch.bool, "float16": torch.float16, "float32": torch.float32
     "int16": torch.int16, "int32": torch.int32, "uint8": torch.uint8, "uint16": torch.int32, "int4": torch.int8
 } | dict.fromkeys(("uint1", "uint2", "uint3", "uint4", "uint6"), torch.uint8)  # fmt: skip
 LARGEST = 1 << 29  # elements of one value: four times the largest embedding table we know
-# Which of TensorValue's lists holds a dtype; narrow numbers are written as bytes.
-LISTS = {"floats": "float32", "ints": "int32", "bools": "bool", "strings": "string"}
+# Which dtypes each of TensorValue's lists holds; narrow numbers are mostly written as bytes.
+LISTS = {"floats": ("float32",), "ints": ("int32", "int16", "uint16"), "bools": ("bool",), "strings": ("string",)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _immediate(where: str, declared: TensorType, tensor: Any) -> torch.Tensor | 
         if len(raw) != stored_bytes(declared):
             raise InputError(where, f"holds {len(raw):,} bytes, {declared} takes {stored_bytes(declared):,}", AGAIN)
         return unpack(raw, declared)
-    if LISTS.get(kind) != declared.dtype:
+    if declared.dtype not in LISTS.get(kind, ()):
         raise InputError(where, f"is {declared} and holds {kind}", AGAIN)
     values = getattr(tensor, kind).values
     if len(values) != count:
