@@ -208,9 +208,8 @@ def read_manifest(artifact: Path) -> Manifest:
     folder = artifact if artifact.is_dir() else artifact.parent
     path = folder / NAME
     if not artifact.exists():
-        raise InputError(
-            str(artifact), "no such artifact", "make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"
-        )
+        then = "make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"
+        raise InputError(str(artifact), "no such artifact", then)
     if not path.is_file():
         raise InputError(str(artifact), f"no {NAME} beside it", "name a folder that mobile-export wrote")
     try:

@@ -41,9 +41,8 @@ def coreml(
     if layout not in ("stock", "functions"):
         raise UsageError(f"--layout {layout}", "no such layout", "write stock or functions")
     if layout == "stock" and max_prompt is not None:
-        raise UsageError(
-            "--max-prompt", "a stock package takes prompts of any length", "add --layout functions, or leave it out"
-        )
+        what = "a stock package takes prompts of any length"
+        raise UsageError("--max-prompt", what, "add --layout functions, or leave it out")
     job = settle(checkpoint, recipe, schedule, None, out, max_context, "coreml")
     with without_noise():
         say("loading torch and coremltools")

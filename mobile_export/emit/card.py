@@ -63,7 +63,8 @@ let text = try await model.generate(config: config, prompt: "Once upon a time")
 ```
 
 On a Mac, its command line does the same: `transformers-cli "Once upon a time" {file} --tokenizer-path .`
-Any other host sends `inputIds` int32 [1, T] and `causalMask` float16 [1, 1, 1, past + T], zeros, and reads `logits` [1, T, vocab].
+Any other host sends `inputIds` int32 [1, T] and `causalMask` float16 [1, 1, 1, past + T], zeros, and reads `logits`
+[1, T, vocab].
 """
 
 RUN_FUNCTIONS = """\

@@ -29,7 +29,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
-Position = int | torch.Tensor  # of a call's first token; a tensor int [1] where the graph is traced with one
 
 
 class AttentionInput(nn.Module):
@@ -109,9 +108,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.ffn, self.rope = attention, ffn, rope
 
-    def forward(
-        self, x: torch.Tensor, slot: int, start: Position, rotations: Sequence[Rotation], attend: nn.Module
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, slot: int, start: int, rotations: Sequence[Rotation], attend: nn.Module) -> torch.Tensor:
         query, key, value = self.attention(x, *(() if self.rope is None else rotations[self.rope]))
         return self.ffn(x, attend(slot, query, key, value, start))
 
@@ -123,7 +120,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv, self.ffn = conv, ffn
 
-    def forward(self, x: torch.Tensor, slot: int, start: Position, remember: nn.Module) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, slot: int, start: int, remember: nn.Module) -> torch.Tensor:
         columns, gate = self.conv(x)
         return self.ffn(x, self.conv.convolve(remember(slot, columns, start), gate))
 
@@ -190,8 +187,8 @@ class Decoder(nn.Module):
         torch._check(position + length <= self.context)
         return self.stream(tokens, position)
 
-    def stream(self, tokens: torch.Tensor, position: Position) -> torch.Tensor:
-        """`hidden` where the position is known already, and nothing is left to check."""
+    def stream(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        """`hidden`, with nothing left to check. position: of the first token; symbolic where a graph is traced."""
         rotations = [tables(position, tokens.shape[1]) for tables in self.rotary]
         x = self.embedding(tokens)
         if self.entry is not None:

@@ -24,7 +24,7 @@ class Entry(nn.Module):
         self.norm: nn.Module | None = stream_norm(spec) if spec.embedding_norm else None
         self.positions: nn.Module | None = nn.Embedding(spec.learned_positions, hidden) if spec.learned_positions else None
 
-    def forward(self, x: torch.Tensor, start: int | torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
         if self.scale != 1:
             x = x * self.scale
         if self.project is not None:

@@ -9,6 +9,7 @@ import torch
 
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.decoder import Decoder, Head
+from mobile_export.model.entry import Entry
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.quantized_linear import DynamicInt8Linear, QuantizedEmbedding
@@ -29,7 +30,7 @@ def float16_decoder(weights: ModelWeights, context: int) -> Decoder:
             module.weight, module.activations = _rounded_scales(module.weight), _unrounded
         elif isinstance(module, QuantizedEmbedding):
             module.table = _rounded_scales(module.table)
-        elif isinstance(module, Head) or module is decoder.entry:
+        elif isinstance(module, Head | Entry):
             module.scale = float(rounded(torch.tensor(module.scale)))
     if isinstance(decoder.attend, PlainAttention):
         root = math.sqrt(decoder.spec.head_dim)  # the operator's own; a rule's scale is a factor beside it

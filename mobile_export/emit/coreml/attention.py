@@ -21,7 +21,7 @@ UNSEEN = -4e4  # added to a score that is not attended to: finite in float16, an
 
 @dataclass(frozen=True)
 class Step:
-    """Where a call's tokens lie; traced values, not numbers.
+    """Where a call's tokens lie. What is an int here is a tensor while it is traced.
 
     length: how many tokens. begin: the cache slot of the first, end: after the last one.
     position: of the first token, int32 [1]. unused: slots before position 0, int32 [1].
@@ -30,11 +30,11 @@ class Step:
     """
 
     length: int
-    begin: torch.Tensor | int
-    end: torch.Tensor | int
+    begin: int
+    end: int
     position: torch.Tensor
     unused: torch.Tensor | None
-    keys: torch.Tensor | int
+    keys: int
     mask: torch.Tensor | None
 
 
@@ -45,6 +45,7 @@ class StatefulAttention(nn.Module):
     """
 
     alibi: torch.Tensor | None
+    caches: tuple[torch.Tensor, torch.Tensor]
 
     def __init__(self, spec: DecoderSpec, rules: Mapping[int, AttentionRule], keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -55,10 +56,11 @@ class StatefulAttention(nn.Module):
         self.step: Step | None = None
         self._shared: dict[object, torch.Tensor] = {}
         context = keys.shape[2]
-        for number, heat in enumerate(dict.fromkeys(r.query_temperature for r in rules.values() if r.query_temperature)):
-            rule = next(r for r in rules.values() if r.query_temperature == heat)
-            self.register_buffer(f"temperature_{number}", temperature(rule, torch.arange(context))[0, :, 0, 0])
-        self.heats = list(dict.fromkeys(r.query_temperature for r in rules.values() if r.query_temperature))
+        self.table_of: dict[tuple[float, float], str] = {}
+        for rule in rules.values():
+            if rule.query_temperature is not None and rule.query_temperature not in self.table_of:
+                self.table_of[rule.query_temperature] = name = f"temperature_{len(self.table_of)}"
+                self.register_buffer(name, temperature(rule, torch.arange(context))[0, :, 0, 0])
         self.register_buffer("alibi", None)
         if spec.alibi == "falcon":
             bias = alibi_bias(next(iter(rules.values())), self.heads, torch.arange(context))
@@ -71,9 +73,7 @@ class StatefulAttention(nn.Module):
         self.step = step
         self._shared.clear()
 
-    def forward(
-        self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
         """query [1, T, heads, head_dim], key and value [1, T, kv_heads, head_dim] -> [1, T, heads, head_dim]."""
         assert self.step is not None
         rule, row, step = self.rules[slot], self.row_of[slot], self.step
@@ -81,7 +81,7 @@ class StatefulAttention(nn.Module):
             cache[row : row + 1, :, step.begin : step.end, :] = fresh.transpose(1, 2)
         keys, values = (cache[row : row + 1, :, : step.keys, :] for cache in self.caches)
         if rule.query_temperature is not None:
-            query = query * self._heat(rule)
+            query = query * self._heat(rule.query_temperature)
         factor = rule.scale * math.sqrt(self.head_dim)
         if not math.isclose(factor, 1, rel_tol=1e-12):
             query = query * factor  # the operator divides by sqrt(head_dim), always
@@ -126,9 +126,9 @@ class StatefulAttention(nn.Module):
             added = added + (self.alibi[:, None, keys.clamp(min=0)] - self.alibi[:, rows, None])
         return added
 
-    def _heat(self, rule: AttentionRule) -> torch.Tensor:
-        table = getattr(self, f"temperature_{self.heats.index(rule.query_temperature)}")
-        return self._once(("temperature", rule.query_temperature), lambda: table[self._rows()][None, :, None, None])
+    def _heat(self, temperature: tuple[float, float]) -> torch.Tensor:
+        table = self.get_buffer(self.table_of[temperature])
+        return self._once(("temperature", temperature), lambda: table[self._rows()][None, :, None, None])
 
     def _rows(self) -> torch.Tensor:
         """Positions of the call's tokens, int32 [T]."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.jit._trace import TracerWarning
 
 from mobile_export.emit.coreml.decoder import COLUMNS, KEYS, VALUES, StatefulDecoder
 from mobile_export.emit.coreml.layouts import LOGITS, CoreMlOptions, Function
@@ -67,5 +68,5 @@ def _state(name: str, decoder: StatefulDecoder) -> Any:
 def _trace(decoder: StatefulDecoder, example: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
     with torch.no_grad(), warnings.catch_warnings():
         # Comparisons of shapes that are the same in every call; a wrong one would fail verification.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         return torch.jit.trace(decoder, example, check_trace=False)

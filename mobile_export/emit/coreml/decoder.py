@@ -6,6 +6,7 @@ Matrices are placeholders without memory: the codes come in when the program is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
@@ -46,9 +47,9 @@ class ScaledRmsNorm(nn.Module):
 class GatheredRotaryTables(RotaryTables):
     """RotaryTables by gather: a row's number is a value here, not a bound of a slice."""
 
-    def forward(self, start: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows from `start` on, each [1, T, 1, rotated]."""
-        rows = start + torch.arange(length)
+        rows = torch.arange(length) + start
         return self.cos[rows][None, :, None], self.sin[rows][None, :, None]
 
 
@@ -58,13 +59,15 @@ class ColumnState(nn.Module):
     Zeros before the first call; a sequence is only ever gone on with.
     """
 
+    state: torch.Tensor
+
     def __init__(self, slots: Sequence[int], state: torch.Tensor) -> None:
         super().__init__()
         self.row_of = {slot: row for row, slot in enumerate(slots)}
         self.__dict__["state"] = state  # a buffer of the module that is traced
         self.count: torch.Tensor | None = None
 
-    def forward(self, slot: int, columns: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    def forward(self, slot: int, columns: torch.Tensor, start: int) -> torch.Tensor:
         """Columns [1, T, hidden] of new positions -> with those before them, [1, conv_kernel - 1 + T, hidden]."""
         row, reach = self.row_of[slot], self.state.shape[1]
         joined = torch.cat((self.state[row : row + 1], columns), dim=1)
@@ -116,7 +119,7 @@ class StatefulDecoder(Decoder):
         self.attend.begin(step)
         if self.remember is not None:
             self.remember.count = count
-        return self.stream(tokens, step.position)
+        return self.stream(tokens, cast("int", step.position))
 
 
 class StockDecoder(StatefulDecoder):
@@ -139,25 +142,14 @@ class StockDecoder(StatefulDecoder):
         return self.head(self.run(tokens, Step(length, begin, end, position, unused, end, mask[:, :, -1:, :])))
 
 
-class PrefillDecoder(StatefulDecoder):
-    """A call of fixed length: a chunk of a prompt, padded at its end."""
+class FixedDecoder(StatefulDecoder):
+    """A call of fixed length: one token, or a chunk of a prompt, padded at its end."""
 
-    def forward(self, tokens: torch.Tensor, position: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, position: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
         """tokens int32 [1, T], position and count int32 [1] -> logits [1, 1, vocab] after the first `count` tokens."""
-        stream = self.run(tokens, _at(position, tokens.shape[1], self.context), count)
-        return self.head(stream[:, count - 1])
-
-
-class DecodeDecoder(StatefulDecoder):
-    """A call of one token."""
-
-    def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """tokens int32 [1, 1], position int32 [1] -> logits [1, 1, vocab]."""
-        return self.head(self.run(tokens, _at(position, 1, self.context)))
-
-
-def _at(position: torch.Tensor, length: int, context: int) -> Step:
-    return Step(length, position, position + length, position, None, context, None)
+        length, begin = tokens.shape[1], cast("int", position)  # while it is traced
+        stream = self.run(tokens, Step(length, begin, begin + length, position, None, self.context, None), count)
+        return self.head(stream if count is None else stream[:, count - 1])
 
 
 def _block(spec: DecoderSpec, kind: BlockSpec) -> Block | ConvBlock:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mobile_export.emit.coreml.decoder import DecodeDecoder, PrefillDecoder, StatefulDecoder, StockDecoder
+from mobile_export.emit.coreml.decoder import FixedDecoder, StatefulDecoder, StockDecoder
 from mobile_export.emit.coreml.toolchain import coremltools
 
 MAIN, PREFILL, DECODE = "main", "prefill", "decode"
@@ -45,8 +45,8 @@ def functions(options: CoreMlOptions) -> Mapping[str, Function]:
         return {MAIN: _stock(options.max_context)}
     length = min(options.max_prompt, options.max_context)
     return {
-        PREFILL: _fixed(PrefillDecoder, {TOKENS: (1, length), POSITION: (1,), COUNT: (1,)}),
-        DECODE: _fixed(DecodeDecoder, {TOKENS: (1, 1), POSITION: (1,)}),
+        PREFILL: _fixed({TOKENS: (1, length), POSITION: (1,), COUNT: (1,)}),
+        DECODE: _fixed({TOKENS: (1, 1), POSITION: (1,)}),
     }
 
 
@@ -63,9 +63,9 @@ def _stock(context: int) -> Function:
     return Function(StockDecoder, inputs, (torch.zeros(1, 2, dtype=torch.int32), torch.zeros(1, 1, 1, min(3, context))))
 
 
-def _fixed(decoder: type[StatefulDecoder], shapes: Mapping[str, tuple[int, ...]]) -> Function:
+def _fixed(shapes: Mapping[str, tuple[int, ...]]) -> Function:
     ct = coremltools()
     inputs = tuple(ct.TensorType(name, shape, dtype=np.int32) for name, shape in shapes.items())
     # From position 0, since a chunk may be as long as the context.
     example = tuple(torch.full(shape, int(name == COUNT), dtype=torch.int32) for name, shape in shapes.items())
-    return Function(decoder, inputs, example)
+    return Function(FixedDecoder, inputs, example)
