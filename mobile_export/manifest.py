@@ -12,7 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from mobile_export.errors import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FORMATS = ("pte", "onnx", "coreml")
 NAME = "manifest.json"
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -108,16 +109,37 @@ class OnnxGraph:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CoreMlGraph:
+    """What only a Core ML package has.
+
+    layout: "stock" (swift-transformers) or "functions" (calls of fixed shape). max_prompt: tokens in a call of `prefill`;
+    None where a call takes any number. palettes: 4-bit codes are indices into sixteen values.
+    deployment_target: the oldest system that loads it.
+    operators: function -> operator -> how often.
+    export_id: what the package's own metadata carries, so that it cannot be taken for another's.
+    advice: patterns a processor of the phone may not take, each with the cure.
+    """
+
+    layout: str
+    max_prompt: int | None
+    palettes: bool
+    deployment_target: str
+    operators: dict[str, dict[str, int]]
+    export_id: str
+    advice: list[str]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Manifest:
     """One artifact.
 
-    format: "pte" or "onnx". files: the artifact's files within its folder, the one to load first.
+    format: "pte", "onnx" or "coreml". files: the artifact's files within its folder, the one to load first.
     source: the checkpoint as named by the user; source_files what was read of it.
     spec, sharing, recipe: DecoderSpec, SharingPlan and Recipe as plain values.
     requested_schedule: --schedule, where the user gave one.
     bits_per_weight: bits of all codes and scales over stored parameters.
     matrices: graph name -> precision in words, for every matrix.
-    pte, onnx: what only that format has; None for the others.
+    pte, onnx, coreml: what only that format has; None for the others.
     adds_bos: a text that is no chat turn begins with bos_id.
     verification: None where it was skipped.
     """
@@ -142,6 +164,7 @@ class Manifest:
     matrices: dict[str, str]
     pte: PteGraph | None
     onnx: OnnxGraph | None
+    coreml: CoreMlGraph | None
     tokenizer_files: list[str]
     bos_id: int | None
     adds_bos: bool
@@ -153,13 +176,14 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.files:
             raise ValueError("files is empty")
-        if [self.pte is not None, self.onnx is not None] != [self.format == "pte", self.format == "onnx"]:
-            raise ValueError(f"format {self.format!r} does not go with what pte and onnx hold")
+        held = [name for name in FORMATS if getattr(self, name) is not None]
+        if held != [self.format]:
+            raise ValueError(f"format {self.format!r} does not go with facts of {held}")
 
     @property
     def file(self) -> str:
-        """The file a runtime is given."""
-        return self.files[0].name
+        """The file, or the package folder, a runtime is given."""
+        return self.files[0].name.partition("/")[0]
 
     @property
     def bytes(self) -> int:
@@ -184,7 +208,8 @@ def read_manifest(artifact: Path) -> Manifest:
     folder = artifact if artifact.is_dir() else artifact.parent
     path = folder / NAME
     if not artifact.exists():
-        raise InputError(str(artifact), "no such artifact", "make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER")
+        then = "make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"
+        raise InputError(str(artifact), "no such artifact", then)
     if not path.is_file():
         raise InputError(str(artifact), f"no {NAME} beside it", "name a folder that mobile-export wrote")
     try:

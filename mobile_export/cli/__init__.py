@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mobile_export import __version__
-from mobile_export.cli import evaluate, generate, inspect, onnx, pte, recipes, verify
+from mobile_export.cli import coreml, evaluate, generate, inspect, onnx, pte, recipes, verify
 from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
 INTERRUPTED = 130
@@ -47,6 +47,7 @@ def options(
 
 app.command("pte")(pte.pte)
 app.command("onnx")(onnx.onnx)
+app.command("coreml")(coreml.coreml)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)

@@ -85,15 +85,15 @@ def _logits(folder: Path, manifest: Manifest) -> Callable[[list[int]], torch.Ten
     """Logits of every position of a window, in the artifact's runtime."""
     import torch
 
-    path = folder / manifest.file
-    if manifest.onnx and manifest.onnx.all_logits:
-        from mobile_export.verify.onnx_runtime import OnnxRuntime
-
-        whole = OnnxRuntime(path, manifest.onnx.minimum_onnxruntime)
-        return lambda window: torch.cat([whole.logits(window[at : at + CHUNK], at) for at in range(0, len(window), CHUNK)])
     from mobile_export.cli.verify import runtime_of
+    from mobile_export.verify.coreml_runtime import CoreMlRuntime
+    from mobile_export.verify.onnx_runtime import OnnxRuntime
 
-    runtime = runtime_of(path, manifest)
+    runtime = runtime_of(folder / manifest.file, manifest)
+    all_at_once = (manifest.onnx and manifest.onnx.all_logits) or (manifest.coreml and manifest.coreml.layout == "stock")
+    if all_at_once and isinstance(runtime, OnnxRuntime | CoreMlRuntime):
+        chunks = runtime.logits
+        return lambda window: torch.cat([chunks(window[at : at + CHUNK], at) for at in range(0, len(window), CHUNK)])
     return lambda window: torch.stack([runtime.step([token], at) for at, token in enumerate(window)])
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise, without_stdout
-from mobile_export.manifest import read_manifest
+from mobile_export.manifest import Manifest, read_manifest
+
+if TYPE_CHECKING:
+    from mobile_export.verify.prompt import Generated
 
 
 def generate(
@@ -24,7 +29,8 @@ def generate(
 ) -> int:
     """Generate text with the stock runner (ExecuTorch's TextLLMRunner, or onnxruntime-genai), from the folder alone.
 
-    Models that keep a state beside keys and values have no stock runner; for them plain onnxruntime is looped over.
+    ONNX models that keep a running state have no stock runner, and Core ML's runs on Apple's systems alone: for them plain
+    onnxruntime and our interpreter of the package are looped over; the interpreter takes its time.
 
     Example: mobile-export generate out "The capital of France is"
     """
@@ -32,15 +38,24 @@ def generate(
     folder = artifact if artifact.is_dir() else artifact.parent
     say("loading")
     with without_noise(), without_stdout():
-        if manifest.onnx and not manifest.onnx.runs_in_genai:
-            from mobile_export.verify.onnx_loop import generate_text
-        elif manifest.onnx:
-            from mobile_export.verify.genai_runner import generate_text
-        else:
-            from mobile_export.verify.executorch_runner import generate_text
-
-        found = generate_text(folder, manifest, prompt, max_new_tokens, temperature, chat=chat)
+        found = _runner(folder, manifest)(folder, manifest, prompt, max_new_tokens, temperature, chat=chat)
     done()
     said = found.new_text.strip() if chat else found.text
     typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else said)
     return 0
+
+
+def _runner(folder: Path, manifest: Manifest) -> Callable[..., Generated]:
+    """The stock runner of an artifact, or our own loop over its runtime where it has none here."""
+    if manifest.pte:
+        from mobile_export.verify.executorch_runner import generate_text
+
+        return generate_text
+    if manifest.onnx and manifest.onnx.runs_in_genai:
+        from mobile_export.verify.genai_runner import generate_text
+
+        return generate_text
+    from mobile_export.cli.verify import runtime_of
+    from mobile_export.verify.own_loop import generate_text as continue_text
+
+    return functools.partial(continue_text, runtime_of(folder / manifest.file, manifest))

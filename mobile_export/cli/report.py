@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mobile_export.cli.say import table
 from mobile_export.emit.card import RUNTIMES, needs
-from mobile_export.manifest import Manifest
+from mobile_export.manifest import CoreMlGraph, Manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
 EXACT = 1e-4  # of the largest logit: what float32 summed in another order accounts for
@@ -64,10 +64,21 @@ def _graph(manifest: Manifest) -> str:
             f"{counted(sum(manifest.onnx.operators.values()), 'node')}, {manifest.onnx.activations} activations: {operators}\n"
             f"needs    {needs(manifest.onnx)}"
         )
+    if manifest.coreml:
+        return _core_ml_graph(manifest.coreml)
     assert manifest.pte, "a manifest has its format's facts"
     outside = ", ".join(f"{name.removeprefix('aten::')} {count}" for name, count in manifest.pte.outside_delegates.items())
     calls = counted(manifest.pte.delegate_calls, "delegate call")
     return f"{calls} a step into {counted(manifest.pte.delegates, 'delegate')}; outside: {outside}"
+
+
+def _core_ml_graph(graph: CoreMlGraph) -> str:
+    lines = []
+    for name, operators in graph.operators.items():
+        listed = ", ".join(f"{kind} {count}" for kind, count in operators.items())
+        lines.append(f"{name}, {counted(sum(operators.values()), 'operator')}: {listed}")
+    advice = [f"advice   {line}" for line in graph.advice]
+    return "\n".join(["\n         ".join(lines), f"needs    {graph.deployment_target} or newer", *advice])
 
 
 def _verified(manifest: Manifest) -> str:

@@ -72,6 +72,10 @@ def runtime_of(path: Path, manifest: Manifest) -> Runtime:
         from mobile_export.verify.onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(path, manifest.onnx.minimum_onnxruntime)
+    if manifest.coreml:
+        from mobile_export.verify.coreml_runtime import CoreMlRuntime
+
+        return CoreMlRuntime(path, manifest.coreml)
     from mobile_export.verify.pte_runtime import PteRuntime
 
     return PteRuntime(path)
@@ -84,6 +88,10 @@ def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verific
         from mobile_export.verify.onnx import verify_onnx
 
         return verify_onnx(path, weights, manifest.onnx, manifest.max_context)
+    if manifest.coreml:
+        from mobile_export.verify.coreml import verify_coreml
+
+        return verify_coreml(path, weights, manifest.coreml, manifest.max_context)
     from mobile_export.verify.pte import verify_pte
 
     assert manifest.pte, "a manifest has its format's facts"

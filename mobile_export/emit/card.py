@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mobile_export.manifest import Manifest, OnnxGraph
+from mobile_export.manifest import CoreMlGraph, Manifest, OnnxGraph
 from mobile_export.units import counted, mebibytes, megabytes
 
 RUN_PTE = """\
@@ -43,7 +43,57 @@ Android: `com.microsoft.onnxruntime:onnxruntime-android` with onnxruntime-genai'
 Plain onnxruntime runs it, too: feed `input_ids`, `attention_mask` and the cache, `past_key_values.N.key` and `.value`.
 Set `session.intra_op.allow_spinning` to 0 on phones, as genai_config.json does.
 """
-RUNTIMES = {"pte": "the ExecuTorch runtime", "onnx": "onnxruntime"}
+
+RUN_STOCK = """\
+Swift, iOS 18 or macOS 15, with the `Transformers` product of swift-transformers. Add `{file}` and a folder with the tokenizer
+files of this one to the app:
+
+```swift
+import CoreML
+import Generation
+import Models
+import Tokenizers
+
+let package = Bundle.main.url(forResource: "model", withExtension: "mlmodelc")!  // Xcode compiles the .mlpackage
+let tokenizer = try await AutoTokenizer.from(modelFolder: tokenizerFolder)
+let model = try LanguageModel.loadCompiled(url: package, computeUnits: .cpuAndGPU, tokenizer: tokenizer)
+var config = GenerationConfig(maxNewTokens: 64)
+await model.resetState()
+let text = try await model.generate(config: config, prompt: "Once upon a time")
+```
+
+On a Mac, its command line does the same: `transformers-cli "Once upon a time" {file} --tokenizer-path .`
+Any other host sends `inputIds` int32 [1, T] and `causalMask` float16 [1, 1, 1, past + T], zeros, and reads `logits`
+[1, T, vocab].
+"""
+
+RUN_FUNCTIONS = """\
+Swift, iOS 18 or macOS 15: two functions over one set of weights, every shape fixed. `prefill` takes {prompt} tokens, padded at
+their end, and gives the logits after the first `count`; `decode` takes one token.
+
+```swift
+import CoreML
+
+let configuration = MLModelConfiguration()
+configuration.computeUnits = .cpuAndNeuralEngine
+configuration.functionName = "prefill"
+let prefill = try MLModel(contentsOf: package, configuration: configuration)
+configuration.functionName = "decode"
+let decode = try MLModel(contentsOf: package, configuration: configuration)
+let state = decode.makeState()
+// prefill: inputIds int32 [1, {prompt}], position int32 [1], count int32 [1]; decode: inputIds int32 [1, 1], position int32 [1]
+let output = try await decode.prediction(from: inputs, using: state)  // "logits" [1, 1, vocab]
+```
+
+A chunk needs {prompt} free rows from `position` on, padding included; feed the last tokens before the end of the context
+through `decode`. Whether one state serves both functions on a device was not tried: if it does not, prefill through `decode`.
+"""
+
+RUNTIMES = {
+    "pte": "the ExecuTorch runtime",
+    "onnx": "onnxruntime",
+    "coreml": "our interpreter of the package",
+}
 
 
 def needs(graph: OnnxGraph) -> str:
@@ -59,7 +109,6 @@ def card(manifest: Manifest) -> str:
     """The card's Markdown."""
     sharing, spec = manifest.sharing, manifest.spec
     stored, slots = len(sharing["blocks"]), len(sharing["schedule"])
-    tokenizer = next((f for f in manifest.tokenizer_files if f in ("tokenizer.json", "tokenizer.model")), None)
     lines = [
         f"# {manifest.source} as {manifest.file}",
         "",
@@ -85,7 +134,7 @@ def card(manifest: Manifest) -> str:
         "",
         "## How to run it",
         "",
-        RUN_ONNX if manifest.onnx else RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER"),
+        _how_to_run(manifest),
         "## What was checked",
         "",
         *_checks(manifest),
@@ -95,8 +144,20 @@ def card(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _how_to_run(manifest: Manifest) -> str:
+    if manifest.onnx:
+        return RUN_ONNX
+    if manifest.coreml:
+        text = RUN_STOCK if manifest.coreml.layout == "stock" else RUN_FUNCTIONS
+        return text.format(file=manifest.file, prompt=manifest.coreml.max_prompt)
+    tokenizer = next((f for f in manifest.tokenizer_files if f in ("tokenizer.json", "tokenizer.model")), None)
+    return RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER")
+
+
 def _limits(manifest: Manifest) -> list[str]:
     """What a caller must keep to."""
+    if manifest.coreml:
+        return _core_ml_limits(manifest, manifest.coreml)
     if manifest.onnx:
         return [
             f"It needs {needs(manifest.onnx)}.",
@@ -107,12 +168,21 @@ def _limits(manifest: Manifest) -> list[str]:
     return [f"Prompts go in calls of up to {manifest.pte.max_prompt} tokens; stock runners cut longer ones by themselves."]
 
 
+def _core_ml_limits(manifest: Manifest, graph: CoreMlGraph) -> list[str]:
+    limits = [f"It needs {graph.deployment_target} or newer, and computes in float16."]
+    if graph.layout == "stock":
+        limits.append(
+            f"swift-transformers leaves the cache's first row empty, so it has room for {manifest.max_context - 1} tokens."
+        )
+    return [*limits, *(f"- {line}" for line in graph.advice)]
+
+
 def _checks(manifest: Manifest) -> list[str]:
     if manifest.verification is None:
         return ["Nothing: verification was skipped (`--no-verify`)."]
     return [
         f"Run in {RUNTIMES[manifest.format]} on the machine that exported it, against {manifest.verification.oracle}. "
-        "Not run on a phone.",
+        "Not run on a device.",
         "",
         "| check | error | limit | why that limit |",
         "|---|---:|---:|---|",

@@ -11,16 +11,29 @@ from pathlib import Path
 
 from mobile_export import __version__
 from mobile_export.emit.card import card
-from mobile_export.manifest import NAME, SCHEMA_VERSION, FileDigest, KvCacheSize, Manifest, OnnxGraph, Part, PteGraph, to_json
+from mobile_export.manifest import (
+    NAME,
+    SCHEMA_VERSION,
+    CoreMlGraph,
+    FileDigest,
+    KvCacheSize,
+    Manifest,
+    OnnxGraph,
+    Part,
+    PteGraph,
+    to_json,
+)
 from mobile_export.quantize.sizes import executed_parameters, stored_parameters
 from mobile_export.quantize.weights import ModelWeights
+
+FORMAT_OF = {PteGraph: "pte", OnnxGraph: "onnx", CoreMlGraph: "coreml"}
 
 
 def describe(
     folder: Path,
     files: Sequence[str],
     weights: ModelWeights,
-    graph: PteGraph | OnnxGraph,
+    graph: PteGraph | OnnxGraph | CoreMlGraph,
     *,
     max_context: int,
     kv_cache: KvCacheSize,
@@ -29,6 +42,7 @@ def describe(
     tokenizer_files: Sequence[str],
     packages: Sequence[str],
     requested_schedule: str | None,
+    warnings: Sequence[str] = (),
 ) -> Manifest:
     """The manifest of an artifact whose files lie in a folder.
 
@@ -37,16 +51,17 @@ def describe(
         graph: what only this format has.
         parts, predicted: bytes by part, as written and as said beforehand.
         packages: those whose versions decide what was written.
+        warnings: of the emitter, beside the checkpoint's and the plan's.
     """
     checkpoint, plan = weights.checkpoint, weights.plan
     matrix_bytes = sum(size for part, size in predicted.items() if part != "norms")
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tool=f"mobile-export {__version__}",
-        format="pte" if isinstance(graph, PteGraph) else "onnx",
-        files=[_digest(folder / name) for name in files],
+        format=FORMAT_OF[type(graph)],
+        files=[digest_of(folder / name, name) for name in files],
         source=checkpoint.source,
-        source_files=[_digest(path) for path in checkpoint.files],
+        source_files=source_files(weights),
         licence=checkpoint.licence,
         spec=_plain(weights.recognised.spec),
         sharing=_plain(plan),
@@ -61,12 +76,13 @@ def describe(
         matrices={name: str(matrix.precision) for name, matrix in weights.matrices.items()},
         pte=graph if isinstance(graph, PteGraph) else None,
         onnx=graph if isinstance(graph, OnnxGraph) else None,
+        coreml=graph if isinstance(graph, CoreMlGraph) else None,
         tokenizer_files=sorted(tokenizer_files),
         bos_id=checkpoint.bos_id,
         adds_bos=checkpoint.tokenizer is not None and checkpoint.tokenizer.adds_bos,
         eos_ids=list(checkpoint.eos_ids),
         versions={name: importlib.metadata.version(name) for name in packages},
-        warnings=[*checkpoint.warnings, *plan.warnings],
+        warnings=[*checkpoint.warnings, *plan.warnings, *warnings],
         verification=None,
     )
 
@@ -81,10 +97,22 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / "README.md").write_text(card(manifest), encoding="utf-8")
 
 
-def _digest(path: Path) -> FileDigest:
+def export_id(weights: ModelWeights, options: object) -> str:
+    """SHA-256 of all an artifact is made from: the source's files, sharing, recipe and options."""
+    facts = [_plain(value) for value in (*source_files(weights), weights.plan, weights.recipe, options)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def source_files(weights: ModelWeights) -> list[FileDigest]:
+    """The checkpoint's files that were read."""
+    return [digest_of(path, path.name) for path in weights.checkpoint.files]
+
+
+def digest_of(path: Path, name: str) -> FileDigest:
+    """A file under the name the manifest gives it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(path.name, path.stat().st_size, digest)
+    return FileDigest(name, path.stat().st_size, digest)
 
 
 def _plain(value: object) -> dict[str, object]:

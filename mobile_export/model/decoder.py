@@ -185,7 +185,11 @@ class Decoder(nn.Module):
         position = cast("int", start[0].item())  # symbolic while exported
         torch._check(position >= 0)
         torch._check(position + length <= self.context)
-        rotations = [tables(position, length) for tables in self.rotary]
+        return self.stream(tokens, position)
+
+    def stream(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        """`hidden`, with nothing left to check. position: of the first token; symbolic where a graph is traced."""
+        rotations = [tables(position, tokens.shape[1]) for tables in self.rotary]
         x = self.embedding(tokens)
         if self.entry is not None:
             x = self.entry(x, position)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mobile_export.emit.coreml.toolchain import coremltools
 from mobile_export.errors import InputError
 from mobile_export.verify.mlprogram.blob import WeightFile
 from mobile_export.verify.mlprogram.package import AGAIN, Package, read_package
@@ -110,6 +111,7 @@ class Program:
     @staticmethod
     def of(package: Package) -> Program:
         """Read a program wherever its bytes come from. Raises as `open`."""
+        coremltools()  # quietly; of it only the protobuf's classes are used
         from coremltools.proto import Model_pb2
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mobile_export.emit.coreml.toolchain import coremltools
 from mobile_export.verify.mlprogram.arguments import first_line
 from mobile_export.verify.mlprogram.findings import Finding
 from mobile_export.verify.mlprogram.neural_engine import lint
@@ -25,6 +26,7 @@ def static_checks(path: Path) -> list[Finding]:
     Raises:
         InputError: no package, or one that cannot be read at all, as Program.open.
     """
+    coremltools()  # quietly
     package = read_package(path)
     program = Program.of(package)
     return [*_types(package), *_availability(program), *lint(program)]

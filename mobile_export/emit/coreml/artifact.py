@@ -1,0 +1,117 @@
+"""Writes a Core ML artifact's folder: the package, the tokenizer as Swift wants it, config.json; gives the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+from mobile_export import __version__
+from mobile_export.checkpoint.tokenizer import with_tokenizer_json
+from mobile_export.emit.coreml.layouts import CoreMlOptions
+from mobile_export.emit.coreml.package import CONTENTS, write_package
+from mobile_export.emit.describe import describe, export_id
+from mobile_export.errors import InputError, UsageError
+from mobile_export.families.spec import DecoderSpec
+from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest
+from mobile_export.quantize.sizes import kv_slots, state_bytes
+from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+
+TARGET = "iOS 18"
+FLOAT16 = 2  # bytes
+SMALLEST_RANGE = 3  # LanguageModelWithStatefulKVCache refuses a package whose lengths differ by no more than 1
+PACKAGES = ("torch", "coremltools")
+EXPORT_ID = "mobile-export.export-id"
+HUB_NAME = "co.huggingface.exporters.name"  # where swift-transformers looks for a tokenizer it was not given
+
+
+def check_expressible(weights: ModelWeights, options: CoreMlOptions) -> None:
+    """Refuse what a package of ours cannot hold, before any work.
+
+    Raises:
+        InputError: RWKV's recurrence.
+        UsageError: an int8 cache, palettes of nothing, a context swift-transformers takes for a fixed shape.
+    """
+    if not isinstance(weights.recognised.spec, DecoderSpec):
+        what = f"{weights.recognised.spec.family} keeps a running state, which the Core ML emitter does not write yet"
+        raise InputError(weights.checkpoint.source, what, "use `onnx`")
+    if weights.recipe.kv.dtype == "int8":
+        what = "asks for an int8 cache, and Core ML's states are float16"
+        raise UsageError(f"recipe {weights.recipe.name}", what, "choose a recipe without one")
+    if options.palettes and not any(matrix.precision.bits == 4 for matrix in weights.matrices.values()):
+        raise UsageError("--palettes", f"recipe {weights.recipe.name} has no 4-bit weights", "choose one that has, such as w4")
+    if options.layout == "stock" and options.max_context < SMALLEST_RANGE:
+        raise UsageError("--max-context", "swift-transformers wants a range of lengths", f"use at least {SMALLEST_RANGE}")
+
+
+def write_artifact(
+    folder: Path,
+    weights: ModelWeights,
+    options: CoreMlOptions,
+    requested_schedule: str | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Write everything but manifest.json and README.md, which `write_manifest` lays beside it.
+
+    Raises:
+        InputError: a weight that cannot be read, is not finite, or is beyond float16.
+        OSError: the folder cannot be written.
+    """
+    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.decoder
+    made_from = export_id(weights, options)
+    about = {
+        "short_description": f"{checkpoint.source}, recipe {weights.recipe.name}: {weights.recipe.description}",
+        "license": checkpoint.licence or "not stated by the checkpoint",
+        HUB_NAME: checkpoint.source,
+        "mobile-export.version": __version__,
+        EXPORT_ID: made_from,
+        "mobile-export.max-context": str(options.max_context),
+    }
+    program = write_package(folder, weights, options, about, say)
+    tokenizer_files = with_tokenizer_json(checkpoint.tokenizer).files if checkpoint.tokenizer else {}
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
+    (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
+    slots = kv_slots(weights.recognised, plan)
+    per_token = 2 * slots * spec.num_key_value_heads * spec.head_dim * FLOAT16
+    state = state_bytes(weights.recognised, plan) // 4 * FLOAT16  # counted in float32 there
+    graph = CoreMlGraph(
+        layout=options.layout,
+        max_prompt=options.max_prompt if options.layout == "functions" else None,
+        palettes=options.palettes,
+        deployment_target=TARGET,
+        operators=program.operators,
+        export_id=made_from,
+        advice=[],
+    )
+    return describe(
+        folder,
+        CONTENTS,
+        weights,
+        graph,
+        max_context=options.max_context,
+        kv_cache=KvCacheSize("float16", slots, per_token, per_token * options.max_context, state),
+        parts=program.parts,
+        predicted=predicted_bytes(weights),
+        tokenizer_files=tuple(tokenizer_files),
+        packages=PACKAGES,
+        requested_schedule=requested_schedule,
+        warnings=program.warnings,
+    )
+
+
+def predicted_bytes(weights: ModelWeights) -> dict[str, int]:
+    """Part -> bytes of its weights in weight.bin, scales and everything else in float16."""
+    parts = dict.fromkeys(weights.predicted_bytes(), 0)
+    for name in weights.stored():
+        matrix = weights.matrices.get(name)
+        parts[weights.part_of(name)] += _stored_bytes(matrix) if matrix else FLOAT16 * math.prod(weights.shape(name))
+    return parts
+
+
+def _stored_bytes(matrix: MatrixPlan) -> int:
+    if matrix.precision.bits == 32:
+        return FLOAT16 * matrix.parameters
+    rows, columns = matrix.shape
+    return matrix.code_bytes + rows * columns // (matrix.precision.group_size or columns) * FLOAT16
