@@ -26,6 +26,8 @@ from mobile_export.verify.parity import (
     steps,
     within_noise,
 )
+from mobile_export.verify.pte import metadata_check
+from mobile_export.verify.pte_runtime import PteRuntime
 from mobile_export.verify.reference import reference_logits
 from mobile_export.verify.verdict import Check, Verification
 
@@ -34,16 +36,18 @@ LONG = 32  # tokens of the longest prompt tried
 FEW = 8  # tokens fed one by one where every result is rounded
 
 
-def verify_coreml(path: Path, weights: ModelWeights, graph: CoreMlGraph, context: int) -> Verification:
+def verify_coreml(
+    path: Path, weights: ModelWeights, graph: CoreMlGraph, context: int, methods: dict[str, object] | None = None
+) -> Verification:
     """Run a package in float32, where it must agree to rounding, and with every result rounded to float16.
 
     Args:
         weights: of the checkpoint it was exported from, under the same recipe and schedule.
+        methods: of a .pte around the package: constant method -> value.
     Raises:
         InputError: damaged, or an operator our interpreter does not know.
     """
     torch.set_num_threads(1)
-    stock = graph.layout == "stock"
     exact = CoreMlRuntime(path, graph)
     tokens = random_text(weights.recognised.spec.vocab_size, context, min(LONG, context))
     decoder = float16_decoder(weights, context)
@@ -55,7 +59,9 @@ def verify_coreml(path: Path, weights: ModelWeights, graph: CoreMlGraph, context
         _id_check(exact, graph),
         *exact_checks(exact, lambda text: reference_logits(decoder, text), tokens, LONG),
     ]
-    if stock:
+    if methods is not None:
+        checks.append(metadata_check(PteRuntime(path).metadata(), methods))
+    if graph.layout == "stock":
         exact.mask_surplus = 1
         checks.append(_as_swift_transformers(exact, decoder, tokens[: context - 1]))
     del exact
@@ -68,7 +74,7 @@ def verify_coreml(path: Path, weights: ModelWeights, graph: CoreMlGraph, context
 def _id_check(runtime: CoreMlRuntime, graph: CoreMlGraph) -> Check:
     """Whether the package is the one the manifest speaks of."""
     found = runtime.program.metadata.get(EXPORT_ID)
-    return Check("metadata that differs", float(found != graph.export_id), 0.0, f"{EXPORT_ID}, read back")
+    return Check("export-id that differs", float(found != graph.export_id), 0.0, f"{EXPORT_ID}, read back")
 
 
 def _as_swift_transformers(runtime: CoreMlRuntime, decoder: Decoder, tokens: list[int]) -> Check:
