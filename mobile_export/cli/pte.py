@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_export.cli.coreml import with_advice
 from mobile_export.cli.export import Job, KvOption, MaxContextOption, VerifyOption, print_manifest, settle, write
 from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
@@ -81,6 +82,6 @@ def _for_core_ml(job: Job, max_prompt: int, verify: bool) -> Manifest:
     needed = 3 * sum(predicted_bytes(job.weights).values())  # as a package, beside its place, and in the .pte
 
     def emit(folder: Path) -> Manifest:
-        return write_artifact(folder, job.weights, options, job.schedule, say)
+        return with_advice(folder, write_artifact(folder, job.weights, options, job.schedule, say))
 
     return write(job, needed, verify, emit)

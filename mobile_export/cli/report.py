@@ -77,8 +77,12 @@ def _core_ml_graph(graph: CoreMlGraph) -> str:
     for name, operators in graph.operators.items():
         listed = ", ".join(f"{kind} {count}" for kind, count in operators.items())
         lines.append(f"{name}, {counted(sum(operators.values()), 'operator')}: {listed}")
-    advice = [f"advice   {line}" for line in graph.advice]
-    return "\n".join(["\n         ".join(lines), f"needs    {graph.deployment_target} or newer", *advice])
+    advice = [
+        f"advice   {counted(len(graph.advice), 'pattern')} the Neural Engine may not take, each with its cure in README.md"
+    ]
+    return "\n".join(
+        ["\n         ".join(lines), f"needs    {graph.deployment_target} or newer", *(advice if graph.advice else [])]
+    )
 
 
 def _verified(manifest: Manifest) -> str:

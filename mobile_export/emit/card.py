@@ -185,7 +185,10 @@ def _core_ml_limits(manifest: Manifest, graph: CoreMlGraph) -> list[str]:
         )
     if manifest.pte:
         limits.append(f"A call takes up to {manifest.pte.max_prompt} tokens; stock runners cut longer prompts by themselves.")
-    return [*limits, *(f"- {line}" for line in graph.advice)]
+    if not graph.advice:
+        return limits
+    lead = "What may keep it off the Neural Engine, by what is known of it (only a device can tell):"
+    return [*limits, "", lead, "", *(f"- {line}" for line in graph.advice)]
 
 
 def _checks(manifest: Manifest) -> list[str]:

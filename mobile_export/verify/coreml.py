@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from mobile_export.emit.coreml.artifact import EXPORT_ID
 from mobile_export.manifest import CoreMlGraph
 from mobile_export.model.decoder import Decoder
 from mobile_export.quantize.weights import ModelWeights
+from mobile_export.verify.coreml_delegate import delegated_package
 from mobile_export.verify.coreml_numbers import matrices_that_differ
 from mobile_export.verify.coreml_runtime import CoreMlRuntime
 from mobile_export.verify.float16_numbers import float16_decoder
+from mobile_export.verify.mlprogram.static_checks import static_checks
 from mobile_export.verify.parity import (
     EXACT,
     EXACT_REASON,
@@ -52,10 +55,10 @@ def verify_coreml(
     tokens = random_text(weights.recognised.spec.vocab_size, context, min(LONG, context))
     decoder = float16_decoder(weights, context)
     differing = matrices_that_differ(exact.program, decoder, tied=weights.plan.tied)
+    errors = _static_errors(path)
     checks = [
-        Check(
-            "matrices stored with other codes or scales", float(len(differing)), 0.0, ", ".join(differing[:3]) or "read back"
-        ),
+        _counted("matrices stored with other codes or scales", differing, "read back"),
+        _counted("static errors", errors, "types inferred anew, operators of iOS 18"),
         _id_check(exact, graph),
         *exact_checks(exact, lambda text: reference_logits(decoder, text), tokens, LONG),
     ]
@@ -69,6 +72,16 @@ def verify_coreml(
     noise = float16_noise(len(weights.plan.schedule))
     checks += within_noise(lambda floor: _rounded_checks(coarse, floor, tokens), decoder, tokens[:TEXT], noise)
     return Verification(ORACLE, len(tokens), tuple(checks))
+
+
+def _counted(name: str, found: list[str], otherwise: str) -> Check:
+    return Check(name, float(len(found)), 0.0, "; ".join(found[:3]) or otherwise)
+
+
+def _static_errors(path: Path) -> list[str]:
+    """What a look at the package finds that a device would refuse."""
+    with delegated_package(path) if path.suffix == ".pte" else contextlib.nullcontext(path) as package:
+        return [finding.sentence() for finding in static_checks(package) if finding.level == "error"]
 
 
 def _id_check(runtime: CoreMlRuntime, graph: CoreMlGraph) -> Check:

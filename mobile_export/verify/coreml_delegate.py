@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ BACKEND, ROOT = "CoreMLBackend", "lowered_module"
 AGAIN = "export it again"
 
 
-def delegated_program(path: Path) -> Program:
-    """Unpack the payload of a .pte's one delegate, and read the package in it.
+@contextlib.contextmanager
+def delegated_package(path: Path) -> Iterator[Path]:
+    """Unpack the payload of a .pte's one delegate for a while, and give the package in it.
 
     Raises:
         InputError: no .pte, damaged, of another backend, or with names its package does not have.
@@ -23,13 +26,13 @@ def delegated_program(path: Path) -> Program:
     from executorch.backends.apple.coreml import executorchcoreml
 
     payload = _payload(path)
-    with tempfile.TemporaryDirectory() as room:  # the package's files stay mapped when it is gone
+    with tempfile.TemporaryDirectory() as room:
         if not executorchcoreml.unflatten_directory_contents(payload, room):
             raise InputError(str(path), "the delegate's payload is damaged", AGAIN)
         root = Path(room) / ROOT
-        program = Program.open(root / "model.mlpackage")
-        _check_names(path, program, root / "metadata.json")
-    return program
+        package = root / "model.mlpackage"
+        _check_names(path, Program.open(package), root / "metadata.json")
+        yield package
 
 
 def _payload(path: Path) -> bytes:

@@ -8,13 +8,25 @@ import torch
 
 from mobile_export.errors import InputError
 from mobile_export.manifest import CoreMlGraph
-from mobile_export.verify.coreml_delegate import delegated_program
+from mobile_export.verify.coreml_delegate import delegated_package
 from mobile_export.verify.mlprogram.interpreter import Interpreter, Rounding, State
 from mobile_export.verify.mlprogram.program import Program
 
 TOKENS, MASK, POSITION, COUNT, LOGITS = "inputIds", "causalMask", "position", "count", "logits"
 MAIN, PREFILL, DECODE = "main", "prefill", "decode"
 KEYS = "keyCache"
+
+
+def read_program(path: Path) -> Program:
+    """A package's program, or that of the package inside a .pte.
+
+    Raises:
+        InputError: neither, or damaged.
+    """
+    if path.suffix != ".pte":
+        return Program.open(path)
+    with delegated_package(path) as package:  # its files stay mapped when the folder is gone
+        return Program.open(package)
 
 
 class CoreMlRuntime:
@@ -29,7 +41,7 @@ class CoreMlRuntime:
         Raises:
             InputError: not a package, damaged, or of another layout than the manifest says.
         """
-        self.program = delegated_program(path) if graph.layout == "delegate" else Program.open(path)
+        self.program = read_program(path)
         wanted = {PREFILL, DECODE} if graph.layout == "functions" else {MAIN}
         if self.program.functions.keys() != wanted:
             what = f"has the functions {', '.join(self.program.functions)}, not {', '.join(sorted(wanted))}"
