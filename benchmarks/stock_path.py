@@ -59,7 +59,7 @@ def export_stock(weights: ModelWeights, options: PteOptions, out: Path) -> Stock
     from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
 
     from mobile_export.emit.executorch.lowering import EDGE
-    from mobile_export.emit.executorch.metadata import constant_methods
+    from mobile_export.emit.pte_methods import constant_methods
 
     decoder = build_stock_decoder(weights, options)
     tokens, start = torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)

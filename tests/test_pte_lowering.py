@@ -12,9 +12,9 @@ from mobile_export.cli import run
 from mobile_export.emit.executorch import attention, program, segments
 from mobile_export.emit.executorch.delegable import for_xnnpack
 from mobile_export.emit.executorch.lowering import instantiate, lower, lower_template, put_weight
-from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.pieces import constants_of, random_weight
 from mobile_export.emit.executorch.program import PteOptions
+from mobile_export.emit.pte_methods import constant_methods
 from mobile_export.manifest import PteGraph
 from mobile_export.model.decoder import FeedForward
 from mobile_export.quantize import clip_search

@@ -47,7 +47,7 @@ def generate(
 
 def _runner(folder: Path, manifest: Manifest) -> Callable[..., Generated]:
     """The stock runner of an artifact, or our own loop over its runtime where it has none here."""
-    if manifest.pte:
+    if manifest.pte and not manifest.package:
         from mobile_export.verify.executorch_runner import generate_text
 
         return generate_text

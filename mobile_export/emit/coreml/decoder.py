@@ -56,7 +56,7 @@ class GatheredRotaryTables(RotaryTables):
 class ColumnState(nn.Module):
     """What Decoder calls as remember(slot, columns, start), over one state [conv executions, conv_kernel - 1, hidden].
 
-    Zeros before the first call; a sequence is only ever gone on with.
+    A text begins at position 0 with zeros, and is else gone on with where it ended.
     """
 
     state: torch.Tensor
@@ -70,7 +70,8 @@ class ColumnState(nn.Module):
     def forward(self, slot: int, columns: torch.Tensor, start: int) -> torch.Tensor:
         """Columns [1, T, hidden] of new positions -> with those before them, [1, conv_kernel - 1 + T, hidden]."""
         row, reach = self.row_of[slot], self.state.shape[1]
-        joined = torch.cat((self.state[row : row + 1], columns), dim=1)
+        begun = (torch.as_tensor(start) > 0).float()
+        joined = torch.cat((self.state[row : row + 1] * begun, columns), dim=1)
         newest = joined[:, -reach:] if self.count is None else joined[:, self.count + torch.arange(reach)]
         self.state[row : row + 1] = newest
         return joined
@@ -142,14 +143,14 @@ class StockDecoder(StatefulDecoder):
         return self.head(self.run(tokens, Step(length, begin, end, position, unused, end, mask[:, :, -1:, :])))
 
 
-class FixedDecoder(StatefulDecoder):
-    """A call of fixed length: one token, or a chunk of a prompt, padded at its end."""
+class PositionedDecoder(StatefulDecoder):
+    """A call that says where it begins; of fixed length it may be padded at its end."""
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
-        """tokens int32 [1, T], position and count int32 [1] -> logits [1, 1, vocab] after the first `count` tokens."""
+        """tokens int32 [1, T], position int32 [1] -> logits [1, 1, vocab] of the last, or after `count` int32 [1] of them."""
         length, begin = tokens.shape[1], cast("int", position)  # while it is traced
         stream = self.run(tokens, Step(length, begin, begin + length, position, None, self.context, None), count)
-        return self.head(stream if count is None else stream[:, count - 1])
+        return self.head(stream[:, -1:] if count is None else stream[:, count - 1])
 
 
 def _block(spec: DecoderSpec, kind: BlockSpec) -> Block | ConvBlock:

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from mobile_export.emit.describe import describe
-from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
+from mobile_export.emit.pte_methods import constant_methods
 from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
 from mobile_export.quantize.sizes import kv_bytes_per_token, kv_slots, state_bytes
 from mobile_export.quantize.weights import ModelWeights

@@ -24,10 +24,10 @@ from mobile_export.emit.executorch.entry import PteEntry
 from mobile_export.emit.executorch.joined import JoinedRotaryTables, SplitHeads
 from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
 from mobile_export.emit.executorch.lowering import EDGE, Delegated
-from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.pieces import SCALE, as_bytes, digest
 from mobile_export.emit.executorch.segments import assemble, count_calls, named_bytes
 from mobile_export.emit.executorch.short_conv import PteColumns, PteConvBlock
+from mobile_export.emit.pte_methods import constant_methods
 from mobile_export.errors import UsageError
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.attention_rule import attention_rules

@@ -22,4 +22,8 @@ class Finding:
 
     def sentence(self) -> str:
         """In one line: "warning: main: 211 linear layers of rank 3: ...; ..."."""
-        return f"{self.level}: {self.function}: {counted(self.count, self.noun)} {self.what}; {self.cure}"
+        return f"{self.level}: {self.advice()}"
+
+    def advice(self) -> str:
+        """The same without the level."""
+        return f"{self.function}: {counted(self.count, self.noun)} {self.what}; {self.cure}"

@@ -5,17 +5,30 @@ Source: executorch `extension/llm/runner/constants.h` and `llm_runner_helper.cpp
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.sharing import SharingPlan
 
-if TYPE_CHECKING:
-    from mobile_export.emit.executorch.program import PteOptions
+
+class Calls(Protocol):
+    """What a .pte takes in a call: PteOptions' fields."""
+
+    @property
+    def max_context(self) -> int:
+        """KV rows."""
+
+    @property
+    def max_prompt(self) -> int:
+        """Most tokens in one call."""
+
+    @property
+    def attention(self) -> str:
+        """ "custom" where the runtime's llama operators do it."""
 
 
 def constant_methods(
-    spec: DecoderSpec, plan: SharingPlan, options: PteOptions, bos_id: int | None, eos_ids: tuple[int, ...]
+    spec: DecoderSpec, plan: SharingPlan, options: Calls, bos_id: int | None, eos_ids: tuple[int, ...]
 ) -> dict[str, object]:
     """Method name -> value.
 
