@@ -341,6 +341,14 @@ CASES: dict[str, Case] = {
         ),
         CUBE[1, :, 1:-1],
     ),
+    "slice_by_index/backwards": (
+        lambda n, **_: mb.slice_by_index(x=n, begin=[0, 2], end=[2, 0], stride=[1, -1]),
+        integers([[2, -7], [5, 5]]),
+    ),
+    "slice_by_index/to the start": (
+        lambda n, **_: mb.slice_by_index(x=n, begin=[0, -1], end=[2, 0], stride=[1, -1], end_mask=[False, True]),
+        integers([[2, -7, 3], [5, 5, 0]]),
+    ),
     "slice_by_index/beyond": (lambda n, **_: mb.slice_by_index(x=n, begin=[0, 1], end=[9, 9]), integers([[-7, 2], [5, 5]])),
     "slice_by_size": (lambda n, **_: mb.slice_by_size(x=n, begin=[0, 1], size=[1, -1]), integers([[-7, 2]])),
     "slice_update": (
