@@ -222,6 +222,10 @@ CASES: dict[str, Case] = {
     "argsort/ascending": (lambda y, **_: mb.argsort(x=y, axis=0, ascending=True), integers([[1, 0, 1], [0, 1, 0]])),
     "cumsum": (lambda x, **_: mb.cumsum(x=x), tensor([[-1.5, 0, 0.5], [-0.5, 2, 4]])),
     "cumsum/exclusive": (lambda n, **_: mb.cumsum(x=n, axis=1, exclusive=True), integers([[0, 3, -4], [0, 0, 5]])),
+    "cumsum/exclusive reverse": (
+        lambda n, **_: mb.cumsum(x=n, axis=-1, exclusive=True, reverse=True),
+        integers([[-5, 2, 0], [10, 5, 0]]),
+    ),
     "cumsum/reverse": (lambda n, **_: mb.cumsum(x=n, axis=1, reverse=True), integers([[-2, -5, 2], [10, 10, 5]])),
     "l2_norm/default": (
         lambda cube, **_: mb.l2_norm(x=mb.mul(x=cube, y=np.float32(1e-3))),

@@ -52,7 +52,7 @@ class Interpreter:
 
         Args:
             feeds: every input by its name: any float for a float input, any integers that fit for an integer one.
-            state: as new_state gives it; updated. Functions with the same states may share it.
+            state: as new_state gives it; updated, and of no use after an error. Functions with the same states may share it.
         Returns:
             Outputs by name; float16 ones as float32.
         Raises:
