@@ -15,6 +15,7 @@ from mobile_export.errors import InputError
 SCHEMA_VERSION = 3
 FORMATS = ("pte", "onnx", "coreml")
 NAME = "manifest.json"
+PACKAGE = ".mlpackage"  # a folder that is one file to a user
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -207,13 +208,18 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
+def folder_of(artifact: Path) -> Path:
+    """The folder of an artifact named by its folder, its file or its package."""
+    return artifact if artifact.is_dir() and artifact.suffix != PACKAGE else artifact.parent
+
+
 def read_manifest(artifact: Path) -> Manifest:
     """The manifest of an artifact folder, or of the folder an artifact file lies in.
 
     Raises:
         InputError: no such artifact, no manifest, or one this version cannot read.
     """
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     path = folder / NAME
     if not artifact.exists():
         then = "make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"

@@ -13,7 +13,7 @@ import typer
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
-from mobile_export.manifest import Manifest, read_manifest
+from mobile_export.manifest import Manifest, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from mobile_export.families.spec import DecoderSpec, RwkvSpec
@@ -32,7 +32,7 @@ def verify(
     Example: mobile-export verify out --against smollm2-135m
     """
     manifest = read_manifest(artifact)
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     _check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
