@@ -21,7 +21,7 @@ from mobile_export.verify.mlprogram.program import Program
 
 RNG = np.random.default_rng(0)
 ROWS, COLUMNS = 6, 64  # large enough for the weight file: small constants are written into the program
-ZERO = {"x": torch.zeros(ROWS, COLUMNS)}  # every program adds its weight to x
+ZERO = {"x": torch.zeros(1, COLUMNS)}  # every weight is joined to x: that moves it, and rounds nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
     def build(weights: dict[str, Weight]) -> Callable[[Any], Any]:
         def built(x: Any) -> Any:
             # x of iOS 16 is float32, the dtype of those weights
-            return tuple(mb.add(x=x, y=weight.build(name=name), name=f"{name}_added") for name, weight in weights.items())
+            return tuple(
+                mb.concat(values=[x, weight.build(name=name)], axis=0, name=f"{name}_behind")
+                for name, weight in weights.items()
+            )
 
         return built
 
@@ -154,7 +157,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Program]:
         ("ios18", IOS18, ct.target.iOS18, types.fp16),
         ("ios16", IOS16, ct.target.iOS16, types.fp32),
     ):
-        path = save(folder / f"{name}.mlpackage", build(weights), mb.TensorSpec((ROWS, COLUMNS), dtype), target=target)
+        path = save(folder / f"{name}.mlpackage", build(weights), mb.TensorSpec((1, COLUMNS), dtype), target=target)
         made |= dict.fromkeys(weights, Program.open(path))
     return made
 
@@ -171,17 +174,17 @@ def test_what_is_stored_is_read_back(programs: dict[str, Program], name: str) ->
 
 @pytest.mark.parametrize("name", IOS18 | IOS16)
 def test_the_weight_is_what_the_formula_gives(programs: dict[str, Program], name: str) -> None:
-    alone, weight = only(programs[name], f"{name}_added"), (IOS18 | IOS16)[name].weight
+    alone, weight = only(programs[name], f"{name}_behind"), (IOS18 | IOS16)[name].weight
     (exact,) = run(alone, ZERO).values()
-    assert np.array_equal(exact, weight.astype(np.float32))
+    assert np.array_equal(exact[1:], weight.astype(np.float32))
     if name in IOS18:
         (rounded,) = run(alone, ZERO, "float16").values()
-        assert np.array_equal(rounded, weight.astype(np.float16))
+        assert np.array_equal(rounded[1:], weight.astype(np.float16))
 
 
 def test_a_shared_weight_is_expanded_and_held_once(programs: dict[str, Program]) -> None:
     """In all functions: coremltools lets equal constants name one place of the weight file."""
-    alone = only(programs["int4_6x4"], "int4_6x4_added")
+    alone = only(programs["int4_6x4"], "int4_6x4_behind")
     twice = dataclasses.replace(alone, functions=dict.fromkeys(("prefill", "decode"), alone.functions["main"]))
     interpreter = Interpreter(twice)
     for function in twice.functions:

@@ -326,6 +326,10 @@ PROGRAMS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "main: logits: has the type listType, where a tensor is expected",
     ),
     "numbers too few": (lambda m: const(m, "begin").ints.values.pop(), "holds 1 values, int32[2] has 2"),
+    "bytes too few": (
+        lambda m: setattr(const(m, "begin").bytes, "values", b"abc"),
+        "holds 3 bytes, int32[2] takes 8",
+    ),
     "other numbers": (lambda m: const(m, "begin").floats.values.append(1.0), "is int32[2] and holds floats"),
     "a const of another type": (
         lambda m: resize(const_operation(m, "begin").outputs[0], 3),
