@@ -56,6 +56,11 @@ def onnx_command(
     return command if verify else [*command, "--no-verify"]
 
 
+def coreml_command(checkpoint: str, folder: Path, *, recipe: str = "w4-all", schedule: str | None = None) -> list[str]:
+    """The command a user would type to export a Core ML package, verification apart."""
+    return [*_export_command("coreml", checkpoint, folder, recipe, schedule, 512), "--no-verify"]
+
+
 def _export_command(verb: str, checkpoint: str, folder: Path, recipe: str, schedule: str | None, max_context: int) -> list[str]:
     command = [*mobile_export_program(), verb, checkpoint, "--recipe", recipe, "--out", str(folder)]
     command += ["--max-context", str(max_context)]

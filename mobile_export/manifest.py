@@ -15,6 +15,7 @@ from mobile_export.errors import InputError
 SCHEMA_VERSION = 3
 FORMATS = ("pte", "onnx", "coreml")
 NAME = "manifest.json"
+PACKAGE = ".mlpackage"  # a folder that is one file to a user
 STRICT = pydantic.ConfigDict(extra="forbid")
 
 
@@ -71,6 +72,28 @@ class Verified:
 
 
 @dataclass(frozen=True, config=STRICT)
+class CoreMlGraph:
+    """What only a Core ML package has.
+
+    layout: "stock" (swift-transformers), "functions" (calls of fixed shape) or "delegate" (in a .pte).
+    max_prompt: tokens in a call of `prefill`, or the most in a delegate's; None where a call takes any number.
+    palettes: 4-bit codes are indices into sixteen values.
+    deployment_target: the oldest system that loads it.
+    operators: function -> operator -> how often.
+    export_id: what the package's own metadata carries, so that it cannot be taken for another's.
+    advice: patterns a processor of the phone may not take, each with the cure.
+    """
+
+    layout: str
+    max_prompt: int | None
+    palettes: bool
+    deployment_target: str
+    operators: dict[str, dict[str, int]]
+    export_id: str
+    advice: list[str]
+
+
+@dataclass(frozen=True, config=STRICT)
 class PteGraph:
     """What only a .pte has.
 
@@ -78,6 +101,7 @@ class PteGraph:
     outside_delegates: operator -> calls a step, as the program lists them.
     delegates: entries in the file; delegate_calls: calls a step.
     metadata: constant method -> value.
+    core_ml: the package its one delegate is, where it was made for the Core ML backend; None for XNNPACK's.
     """
 
     max_prompt: int
@@ -86,6 +110,7 @@ class PteGraph:
     delegates: int
     delegate_calls: int
     metadata: dict[str, Any]
+    core_ml: CoreMlGraph | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -106,27 +131,6 @@ class OnnxGraph:
     minimum_onnxruntime: str
     one_copy_onnxruntime: str
     runs_in_genai: bool
-
-
-@dataclass(frozen=True, config=STRICT)
-class CoreMlGraph:
-    """What only a Core ML package has.
-
-    layout: "stock" (swift-transformers) or "functions" (calls of fixed shape). max_prompt: tokens in a call of `prefill`;
-    None where a call takes any number. palettes: 4-bit codes are indices into sixteen values.
-    deployment_target: the oldest system that loads it.
-    operators: function -> operator -> how often.
-    export_id: what the package's own metadata carries, so that it cannot be taken for another's.
-    advice: patterns a processor of the phone may not take, each with the cure.
-    """
-
-    layout: str
-    max_prompt: int | None
-    palettes: bool
-    deployment_target: str
-    operators: dict[str, dict[str, int]]
-    export_id: str
-    advice: list[str]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -186,6 +190,11 @@ class Manifest:
         return self.files[0].name.partition("/")[0]
 
     @property
+    def package(self) -> CoreMlGraph | None:
+        """The Core ML package it is, or has for a delegate."""
+        return self.pte.core_ml if self.pte else self.coreml
+
+    @property
     def bytes(self) -> int:
         """Bytes of all the artifact's files."""
         return sum(file.bytes for file in self.files)
@@ -199,13 +208,18 @@ def to_json(manifest: Manifest) -> str:
     return json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
 
 
+def folder_of(artifact: Path) -> Path:
+    """The folder of an artifact named by its folder, its file or its package."""
+    return artifact if artifact.is_dir() and artifact.suffix != PACKAGE else artifact.parent
+
+
 def read_manifest(artifact: Path) -> Manifest:
     """The manifest of an artifact folder, or of the folder an artifact file lies in.
 
     Raises:
         InputError: no such artifact, no manifest, or one this version cannot read.
     """
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     path = folder / NAME
     if not artifact.exists():
         then = "make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"

@@ -28,6 +28,7 @@ FEEDS = {"x": X, "y": Y, "n": N, "m": M, "cube": CUBE, "image": IMAGE}
 SPECS = [mb.TensorSpec(tuple(v.shape), types.int32 if v.dtype == torch.int32 else types.fp32) for v in FEEDS.values()]
 KERNEL = np.cos(np.arange(24, dtype=np.float32)).reshape(8, 1, 3)
 WIDE = np.cos(np.arange(6 * 4 * 3, dtype=np.float32)).reshape(6, 4, 3)
+BIAS = np.arange(6, dtype=np.float32)
 WEIGHT = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.25]], np.float32)
 GAMMA, BETA = np.array([1.0, 2.0, -1.0], np.float32), np.array([0.0, 0.5, 4.0], np.float32)
 
@@ -72,6 +73,7 @@ def normed(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> np.ndarray:
     return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
 
 
+DIAGONAL = np.eye(3, dtype=np.float32)
 PAIR = np.array([[True, False, True], [True, True, False], [False, False, True]])
 HIDDEN = np.where(PAIR, 0, -np.inf).astype(np.float32)
 
@@ -134,6 +136,10 @@ CASES: dict[str, Case] = {
     "not_equal": (lambda n, m, **_: mb.not_equal(x=n, y=m), truths([[True, True, True], [True, False, True]])),
     "pow": (lambda x, **_: mb.pow(x=x, y=2.0), tensor([[2.25, 0, 0.25], [1, 4, 12.25]])),
     "real_div": (lambda x, y, **_: mb.real_div(x=x, y=y), tensor([[-0.75, -0.0, 2], [1, 4, -0.875]])),
+    "real_div/int": (
+        lambda n, **_: mb.real_div(x=mb.mul(x=n, y=np.int32(4)), y=np.int32(-2)),
+        integers([[-6, 14, -4], [0, -10, -10]]),
+    ),
     "relu": (lambda x, **_: mb.relu(x=x), tensor([[0, 0, 0.5], [1, 2, 3.5]])),
     "relu6": (lambda x, **_: mb.relu6(x=mb.mul(x=x, y=np.float32(2))), tensor([[0, 0, 1], [2, 4, 6]])),
     "round": (lambda x, **_: mb.round(x=x), tensor([[-2, 0, 0], [1, 2, 4]])),
@@ -184,7 +190,7 @@ CASES: dict[str, Case] = {
             pad=[1, 2],
             bias=np.arange(6.0, dtype=np.float32),
         ),
-        functional.conv1d(functional.pad(IMAGE, (1, 2)), torch.from_numpy(WIDE), torch.arange(6.0), 2, groups=2),
+        functional.conv1d(functional.pad(IMAGE, (1, 2)), torch.from_numpy(WIDE), torch.from_numpy(BIAS), 2, groups=2),
     ),
     "conv/2d": (
         lambda image, **_: mb.conv(
@@ -264,6 +270,8 @@ CASES: dict[str, Case] = {
         lambda n, **_: mb.gather(x=n, indices=np.array([2, 2, 0], np.int32), axis=-1),
         integers([[2, 2, 3], [5, 5, 0]]),
     ),
+    "gather/uint16": (lambda n, **_: mb.gather(x=n, indices=np.uint16([1]), axis=0), integers([[0, 5, 5]])),
+    "gather/int16": (lambda n, **_: mb.gather(x=n, indices=np.int16(1), axis=0), integers([0, 5, 5])),
     "gather/scalar": (lambda n, **_: mb.gather(x=n, indices=np.int32(1), axis=0), integers([0, 5, 5])),
     "gather_along_axis": (
         lambda n, **_: mb.gather_along_axis(x=n, indices=np.array([[1, 0, 1]], np.int32), axis=0),

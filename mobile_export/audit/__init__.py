@@ -13,10 +13,10 @@ from mobile_export.errors import InputError
 
 
 def audit_artifact(path: Path, float_expected: bool | None = None) -> Audit:
-    """Read a .pte or .onnx (with its data files) and say what is stored more than once or left in float.
+    """Read a .pte, a .onnx with its data files or an .mlpackage, and say what is stored more than once or left in float.
 
     Args:
-        path: the artifact's file, not its folder.
+        path: the artifact's file or package, not the folder it lies in.
         float_expected: float matrices are no finding, as under an fp32 recipe. None: where nothing is quantized.
     Raises:
         InputError: no such file, of another format, cut off or damaged.
@@ -29,7 +29,11 @@ def audit_artifact(path: Path, float_expected: bool | None = None) -> Audit:
         from mobile_export.audit.onnx import audit_onnx
 
         return audit_onnx(path, float_expected)
-    raise InputError(str(path), "neither a .pte nor a .onnx file", "name the artifact's file")
+    if path.suffix == ".mlpackage":
+        from mobile_export.audit.mlpackage import audit_mlpackage
+
+        return audit_mlpackage(path, float_expected)
+    raise InputError(str(path), "neither a .pte, a .onnx nor an .mlpackage", "name the artifact's file")
 
 
 __all__ = ["Audit", "Duplicate", "FloatMatrix", "Payload", "Unused", "audit_artifact"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mobile_export.audit.fixed import is_weight_matrix
 from mobile_export.audit.flatbuffer import UINT32, UINT64
+from mobile_export.audit.mlpackage import audit_mlpackage
 from mobile_export.audit.payloads import Audit, FloatMatrix, audit_of, is_matrix
 from mobile_export.audit.program import (
     Buffer,
@@ -29,9 +30,10 @@ from mobile_export.audit.program import (
 from mobile_export.audit.ranges import Range, payloads_of, unused
 from mobile_export.audit.xnnpack import XnnpackGraph, read_xnnpack
 from mobile_export.units import counted
+from mobile_export.verify.coreml_delegate import delegated_package
 
 Key = tuple[int | None, int]  # mutable segment, None for the constant one; index within it
-XNNPACK = "XnnpackBackend"
+XNNPACK, CORE_ML = "XnnpackBackend", "CoreMLBackend"
 WEIGHTS = {  # operator -> arguments it takes a weight from
     "aten::linear": (1,),
     "aten::mm": (0, 1),
@@ -50,12 +52,15 @@ SIZE_ONLY = "aten::sym_size"  # its result says nothing of its argument's values
 
 
 def audit_pte(path: Path, float_expected: bool | None = None) -> Audit:
-    """Audit a .pte. float_expected: see audit_artifact.
+    """Audit a .pte; of one whose only delegate is a Core ML package, that package. float_expected: see audit_artifact.
 
     Raises:
         InputError: no such file, not a program, cut off or damaged.
     """
     contents = _contents(open_pte(path))
+    if [delegate.backend for _, delegate in contents.delegates()] == [CORE_ML]:
+        with delegated_package(path) as package:
+            return replace(audit_mlpackage(package, float_expected), file=str(path))
     file, ranges = contents.file, list(_ranges(contents))
     payloads = payloads_of({path.name: file.view}, ranges)
     weights: dict[tuple[str, int, int], Range] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,9 @@ from mobile_export.cli.export import MaxContextOption, VerifyOption, print_manif
 from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
 from mobile_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from mobile_export.manifest import Manifest
 
 
 def coreml(
@@ -55,7 +59,20 @@ def coreml(
             job,
             2 * sum(predicted_bytes(job.weights).values()),  # beside its place, and in it
             verify,
-            lambda folder: write_artifact(folder, job.weights, options, job.schedule, say),
+            lambda folder: with_advice(folder, write_artifact(folder, job.weights, options, job.schedule, say)),
         )
     print_manifest(manifest, job.out, as_json)
     return 0
+
+
+def with_advice(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest, with what may keep the package off the Neural Engine."""
+    from mobile_export.verify.coreml_runtime import read_program
+    from mobile_export.verify.mlprogram.neural_engine import lint
+
+    assert manifest.package, "it was just written"
+    advice = [finding.advice() for finding in lint(read_program(folder / manifest.file))]
+    package = dataclasses.replace(manifest.package, advice=advice)
+    if manifest.pte:
+        return dataclasses.replace(manifest, pte=dataclasses.replace(manifest.pte, core_ml=package))
+    return dataclasses.replace(manifest, coreml=package)

@@ -14,7 +14,7 @@ import typer
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
-from mobile_export.manifest import Manifest, read_manifest
+from mobile_export.manifest import Manifest, folder_of, read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def evaluate(
     if against is None and (limit is not None or max_kl is not None):
         raise UsageError("--max-perplexity-increase, --max-kl", "compare with a checkpoint", "add --against CHECKPOINT")
     manifest = read_manifest(artifact)
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     held = _read_text(text)
     with without_noise():
         say("loading")

@@ -13,7 +13,7 @@ import typer
 
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise, without_stdout
-from mobile_export.manifest import Manifest, read_manifest
+from mobile_export.manifest import Manifest, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from mobile_export.verify.prompt import Generated
@@ -35,7 +35,7 @@ def generate(
     Example: mobile-export generate out "The capital of France is"
     """
     manifest = read_manifest(artifact)
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     say("loading")
     with without_noise(), without_stdout():
         found = _runner(folder, manifest)(folder, manifest, prompt, max_new_tokens, temperature, chat=chat)
@@ -47,7 +47,7 @@ def generate(
 
 def _runner(folder: Path, manifest: Manifest) -> Callable[..., Generated]:
     """The stock runner of an artifact, or our own loop over its runtime where it has none here."""
-    if manifest.pte:
+    if manifest.pte and not manifest.package:
         from mobile_export.verify.executorch_runner import generate_text
 
         return generate_text

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobile_export.cli.options import JsonOption, ScheduleOption
-from mobile_export.cli.say import done, say, table, warn
+from mobile_export.cli.say import done, say, table, warn, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, UsageError
 from mobile_export.manifest import NAME as MANIFEST
-from mobile_export.manifest import read_manifest
+from mobile_export.manifest import folder_of, read_manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def inspect(
 ) -> int:
     """Print what a checkpoint or an artifact is, what is shared in it and why, and what every part weighs.
 
-    An artifact's files are audited, too: what is stored twice, what nothing refers to, what was left in float. Any .pte or
-    .onnx file can be given, whoever wrote it.
+    An artifact's files are audited, too: what is stored twice, what nothing refers to, what was left in float. Any .pte,
+    .onnx or .mlpackage can be given, whoever wrote it.
 
     Example: mobile-export inspect smollm2-135m
     """
@@ -50,7 +50,9 @@ def inspect(
             raise UsageError(option, f"{what} is an artifact, its recipe and schedule are settled", f"leave {option} out")
         return inspect_artifact(path, strict=strict, as_json=as_json)
     if strict:
-        raise UsageError("--strict", f"{what} is a checkpoint", "it audits artifacts: name a folder, a .pte or a .onnx")
+        raise UsageError(
+            "--strict", f"{what} is a checkpoint", "it audits artifacts: a folder, a .pte, a .onnx or an .mlpackage"
+        )
     say("reading the checkpoint")
     from mobile_export.cli.steps import prepare
 
@@ -68,15 +70,18 @@ def inspect_artifact(path: Path, *, strict: bool, as_json: bool) -> int:
     from mobile_export.audit import audit_artifact
     from mobile_export.cli.report import report
 
-    folder = path if path.is_dir() else path.parent
-    stranger = path.is_file() and not (folder / MANIFEST).is_file()
+    folder = folder_of(path)
+    stranger = path != folder and path.exists() and not (folder / MANIFEST).is_file()
     if stranger:
-        audit = audit_artifact(path)
+        with without_noise():
+            audit = audit_artifact(path)
         facts: dict[str, Any] = {}
-        lines = [f"{path}: {megabytes(path.stat().st_size)}, no manifest beside it"]
+        size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
+        lines = [f"{path}: {megabytes(size)}, no manifest beside it"]
     else:
         manifest = read_manifest(path)
-        audit = audit_artifact(folder / manifest.file, float_expected="float32" in manifest.matrices.values())
+        with without_noise():
+            audit = audit_artifact(folder / manifest.file, float_expected="float32" in manifest.matrices.values())
         facts = dataclasses.asdict(manifest)
         lines = [report(manifest, folder)]
     if as_json:

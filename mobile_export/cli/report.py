@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobile_export.cli.say import table
-from mobile_export.emit.card import RUNTIMES, needs
+from mobile_export.emit.card import needs, runtime_name
 from mobile_export.manifest import CoreMlGraph, Manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
@@ -64,8 +64,8 @@ def _graph(manifest: Manifest) -> str:
             f"{counted(sum(manifest.onnx.operators.values()), 'node')}, {manifest.onnx.activations} activations: {operators}\n"
             f"needs    {needs(manifest.onnx)}"
         )
-    if manifest.coreml:
-        return _core_ml_graph(manifest.coreml)
+    if manifest.package:
+        return _core_ml_graph(manifest.package)
     assert manifest.pte, "a manifest has its format's facts"
     outside = ", ".join(f"{name.removeprefix('aten::')} {count}" for name, count in manifest.pte.outside_delegates.items())
     calls = counted(manifest.pte.delegate_calls, "delegate call")
@@ -77,8 +77,12 @@ def _core_ml_graph(graph: CoreMlGraph) -> str:
     for name, operators in graph.operators.items():
         listed = ", ".join(f"{kind} {count}" for kind, count in operators.items())
         lines.append(f"{name}, {counted(sum(operators.values()), 'operator')}: {listed}")
-    advice = [f"advice   {line}" for line in graph.advice]
-    return "\n".join(["\n         ".join(lines), f"needs    {graph.deployment_target} or newer", *advice])
+    advice = [
+        f"advice   {counted(len(graph.advice), 'pattern')} the Neural Engine may not take, each with its cure in README.md"
+    ]
+    return "\n".join(
+        ["\n         ".join(lines), f"needs    {graph.deployment_target} or newer", *(advice if graph.advice else [])]
+    )
 
 
 def _verified(manifest: Manifest) -> str:
@@ -92,7 +96,7 @@ def _verified(manifest: Manifest) -> str:
     reasons = dict.fromkeys(c.reason for c in checks if c.limit > EXACT)  # a limit this wide wants its reason beside it
     return "\n".join(
         [
-            f"verified {outcome}, by {RUNTIMES[manifest.format]} against {manifest.verification.oracle}",
+            f"verified {outcome}, by {runtime_name(manifest)} against {manifest.verification.oracle}",
             "",
             table(("check", "error / largest logit", "limit", "ok"), rows),
             *(f"limits over {EXACT:g}: {reason}" for reason in reasons),

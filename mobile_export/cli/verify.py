@@ -13,7 +13,7 @@ import typer
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
-from mobile_export.manifest import Manifest, read_manifest
+from mobile_export.manifest import Manifest, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from mobile_export.families.spec import DecoderSpec, RwkvSpec
@@ -32,7 +32,7 @@ def verify(
     Example: mobile-export verify out --against smollm2-135m
     """
     manifest = read_manifest(artifact)
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     _check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
@@ -72,10 +72,10 @@ def runtime_of(path: Path, manifest: Manifest) -> Runtime:
         from mobile_export.verify.onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(path, manifest.onnx.minimum_onnxruntime)
-    if manifest.coreml:
+    if manifest.package:
         from mobile_export.verify.coreml_runtime import CoreMlRuntime
 
-        return CoreMlRuntime(path, manifest.coreml)
+        return CoreMlRuntime(path, manifest.package)
     from mobile_export.verify.pte_runtime import PteRuntime
 
     return PteRuntime(path)
@@ -88,10 +88,11 @@ def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verific
         from mobile_export.verify.onnx import verify_onnx
 
         return verify_onnx(path, weights, manifest.onnx, manifest.max_context)
-    if manifest.coreml:
+    if manifest.package:
         from mobile_export.verify.coreml import verify_coreml
 
-        return verify_coreml(path, weights, manifest.coreml, manifest.max_context)
+        methods = manifest.pte.metadata if manifest.pte else None
+        return verify_coreml(path, weights, manifest.package, manifest.max_context, methods)
     from mobile_export.verify.pte import verify_pte
 
     assert manifest.pte, "a manifest has its format's facts"

@@ -89,11 +89,18 @@ A chunk needs {prompt} free rows from `position` on, padding included; feed the 
 through `decode`. Whether one state serves both functions on a device was not tried: if it does not, prefill through `decode`.
 """
 
-RUNTIMES = {
-    "pte": "the ExecuTorch runtime",
-    "onnx": "onnxruntime",
-    "coreml": "our interpreter of the package",
-}
+RUN_DELEGATE = """\
+iOS 18 or macOS 15: `TextRunner(modelPath:, tokenizerPath:)` of ExecuTorch's Swift package, with `backend_coreml`. The first
+load compiles the package on the device and keeps the result.
+"""
+
+RUNTIMES = {"pte": "the ExecuTorch runtime", "onnx": "onnxruntime"}
+INTERPRETER = "our interpreter of the package"
+
+
+def runtime_name(manifest: Manifest) -> str:
+    """What ran an artifact when it was verified."""
+    return INTERPRETER if manifest.package else RUNTIMES[manifest.format]
 
 
 def needs(graph: OnnxGraph) -> str:
@@ -150,14 +157,16 @@ def _how_to_run(manifest: Manifest) -> str:
     if manifest.coreml:
         text = RUN_STOCK if manifest.coreml.layout == "stock" else RUN_FUNCTIONS
         return text.format(file=manifest.file, prompt=manifest.coreml.max_prompt)
+    if manifest.package:
+        return RUN_DELEGATE
     tokenizer = next((f for f in manifest.tokenizer_files if f in ("tokenizer.json", "tokenizer.model")), None)
     return RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER")
 
 
 def _limits(manifest: Manifest) -> list[str]:
     """What a caller must keep to."""
-    if manifest.coreml:
-        return _core_ml_limits(manifest, manifest.coreml)
+    if manifest.package:
+        return _core_ml_limits(manifest, manifest.package)
     if manifest.onnx:
         return [
             f"It needs {needs(manifest.onnx)}.",
@@ -174,14 +183,19 @@ def _core_ml_limits(manifest: Manifest, graph: CoreMlGraph) -> list[str]:
         limits.append(
             f"swift-transformers leaves the cache's first row empty, so it has room for {manifest.max_context - 1} tokens."
         )
-    return [*limits, *(f"- {line}" for line in graph.advice)]
+    if manifest.pte:
+        limits.append(f"A call takes up to {manifest.pte.max_prompt} tokens; stock runners cut longer prompts by themselves.")
+    if not graph.advice:
+        return limits
+    lead = "What may keep it off the Neural Engine, by what is known of it (only a device can tell):"
+    return [*limits, "", lead, "", *(f"- {line}" for line in graph.advice)]
 
 
 def _checks(manifest: Manifest) -> list[str]:
     if manifest.verification is None:
         return ["Nothing: verification was skipped (`--no-verify`)."]
     return [
-        f"Run in {RUNTIMES[manifest.format]} on the machine that exported it, against {manifest.verification.oracle}. "
+        f"Run in {runtime_name(manifest)} on the machine that exported it, against {manifest.verification.oracle}. "
         "Not run on a device.",
         "",
         "| check | error | limit | why that limit |",

@@ -8,18 +8,32 @@ import torch
 
 from mobile_export.errors import InputError
 from mobile_export.manifest import CoreMlGraph
+from mobile_export.verify.coreml_delegate import delegated_package
 from mobile_export.verify.mlprogram.interpreter import Interpreter, Rounding, State
 from mobile_export.verify.mlprogram.program import Program
 
 TOKENS, MASK, POSITION, COUNT, LOGITS = "inputIds", "causalMask", "position", "count", "logits"
 MAIN, PREFILL, DECODE = "main", "prefill", "decode"
+KEYS = "keyCache"
+
+
+def read_program(path: Path) -> Program:
+    """A package's program, or that of the package inside a .pte.
+
+    Raises:
+        InputError: neither, or damaged.
+    """
+    if path.suffix != ".pte":
+        return Program.open(path)
+    with delegated_package(path) as package:  # its files stay mapped when the folder is gone
+        return Program.open(package)
 
 
 class CoreMlRuntime:
     """A package and its states. A sequence begins wherever `step` is called with start 0."""
 
     def __init__(self, path: Path, graph: CoreMlGraph, rounding: Rounding = "float32", *, mask_surplus: int = 0) -> None:
-        """Read the package.
+        """Read the package, or the one inside a .pte.
 
         Args:
             rounding: "float32": nothing is rounded between operators; "float16": every result is.
@@ -27,13 +41,13 @@ class CoreMlRuntime:
         Raises:
             InputError: not a package, damaged, or of another layout than the manifest says.
         """
-        self.program = Program.open(path)
-        wanted = {MAIN} if graph.layout == "stock" else {PREFILL, DECODE}
+        self.program = read_program(path)
+        wanted = {PREFILL, DECODE} if graph.layout == "functions" else {MAIN}
         if self.program.functions.keys() != wanted:
-            what = f"has the functions {', '.join(self.program.functions)}, a {graph.layout} package has {', '.join(wanted)}"
-            raise InputError(str(path), what, "export it again")
+            what = f"has the functions {', '.join(self.program.functions)}, not {', '.join(sorted(wanted))}"
+            raise InputError(str(path), f"{what}, as a package of layout {graph.layout} has", "export it again")
         self.interpreter = Interpreter(self.program, rounding)
-        self.stock, self.chunk, self.mask_surplus = graph.layout == "stock", graph.max_prompt or 1, mask_surplus
+        self.layout, self.chunk, self.mask_surplus = graph.layout, graph.max_prompt or 1, mask_surplus
         self._state: State = {}
 
     def step(self, tokens: list[int], start: int) -> torch.Tensor:
@@ -45,26 +59,33 @@ class CoreMlRuntime:
         return self.logits(tokens, start)[-1]
 
     def logits(self, tokens: list[int], start: int) -> torch.Tensor:
-        """Logits float32 [T, vocab]; of a package of fixed shapes [1, vocab], of the last token.
+        """Logits float32 [T, vocab]; of a package that says where it begins [1, vocab], of the last token.
 
         Raises:
             InputError: as `step`.
         """
         if start == 0:
-            self._state = self.interpreter.new_state(MAIN if self.stock else DECODE)
-        if self.stock:
+            self._state = self.interpreter.new_state(DECODE if self.layout == "functions" else MAIN)
+        if self.layout == "stock":
             mask = torch.zeros(1, 1, 1, start + len(tokens) + self.mask_surplus)
             return self._run(MAIN, {TOKENS: _int32(tokens)[None], MASK: mask})
         at = 0
         while at < len(tokens):
-            logits, taken = self._fixed(tokens[at:], start + at)
+            logits, taken = self._positioned(tokens[at:], start + at)
             at += taken
         return logits
+
+    def _positioned(self, tokens: list[int], start: int) -> tuple[torch.Tensor, int]:
+        """One call: as many tokens as it takes, and their number."""
+        if self.layout == "delegate":
+            tokens = tokens[: self.chunk]
+            return self._run(MAIN, {TOKENS: _int32(tokens)[None], POSITION: _int32([start])}), len(tokens)
+        return self._fixed(tokens, start)
 
     def _fixed(self, tokens: list[int], start: int) -> tuple[torch.Tensor, int]:
         """One call of fixed shape: a padded chunk where more than one token is left and its rows are free."""
         states = self.program.functions[DECODE].states
-        room = next(iter(states.values())).sizes[2] - start
+        room = states[KEYS].sizes[2] - start
         if len(tokens) > 1 and room >= self.chunk:
             taken = min(self.chunk, len(tokens))
             padded = tokens[:taken] + [tokens[0]] * (self.chunk - taken)  # any token: what is behind it is never seen

@@ -32,7 +32,7 @@ def verify_pte(path: Path, weights: ModelWeights, graph: PteGraph, context: int)
     """
     torch.set_num_threads(1)  # the runtime has threads of its own; two pools on the same cores are many times slower
     runtime = PteRuntime(path)
-    metadata = _metadata_check(runtime.metadata(), graph.metadata)
+    metadata = metadata_check(runtime.metadata(), graph.metadata)
     tokens = random_text(weights.recognised.spec.vocab_size, context, graph.max_prompt)
     if weights.recipe.activations == "float32":
         oracle, logits = float32_oracle(weights, context)
@@ -46,6 +46,7 @@ def verify_pte(path: Path, weights: ModelWeights, graph: PteGraph, context: int)
     return Verification(SAME_NUMBERS, len(tokens), (metadata, *within_noise(checks, decoder, tokens)))
 
 
-def _metadata_check(found: dict[str, int | bool | list[int]], expected: dict[str, object]) -> Check:
+def metadata_check(found: dict[str, int | bool | list[int]], expected: dict[str, object]) -> Check:
+    """Whether a program's constant methods give what the manifest says."""
     wrong = [name for name, value in expected.items() if found.get(name) != value]
     return Check("metadata methods that differ", float(len(wrong)), 0.0, ", ".join(wrong) or "read back from the file")

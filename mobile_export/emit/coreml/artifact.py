@@ -10,7 +10,7 @@ from pathlib import Path
 from mobile_export import __version__
 from mobile_export.checkpoint.tokenizer import with_tokenizer_json
 from mobile_export.emit.coreml.layouts import CoreMlOptions
-from mobile_export.emit.coreml.package import CONTENTS, write_package
+from mobile_export.emit.coreml.package import CONTENTS, CoreMlProgram, write_package
 from mobile_export.emit.describe import describe, export_id
 from mobile_export.errors import InputError, UsageError
 from mobile_export.families.spec import DecoderSpec
@@ -58,47 +58,68 @@ def write_artifact(
         InputError: a weight that cannot be read, is not finite, or is beyond float16.
         OSError: the folder cannot be written.
     """
-    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.decoder
-    made_from = export_id(weights, options)
-    about = {
-        "short_description": f"{checkpoint.source}, recipe {weights.recipe.name}: {weights.recipe.description}",
-        "license": checkpoint.licence or "not stated by the checkpoint",
-        HUB_NAME: checkpoint.source,
-        "mobile-export.version": __version__,
-        EXPORT_ID: made_from,
-        "mobile-export.max-context": str(options.max_context),
-    }
-    program = write_package(folder, weights, options, about, say)
-    tokenizer_files = with_tokenizer_json(checkpoint.tokenizer).files if checkpoint.tokenizer else {}
-    for name, content in tokenizer_files.items():
-        (folder / name).write_bytes(content)
-    (folder / "config.json").write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
-    slots = kv_slots(weights.recognised, plan)
-    per_token = 2 * slots * spec.num_key_value_heads * spec.head_dim * FLOAT16
-    state = state_bytes(weights.recognised, plan) // 4 * FLOAT16  # counted in float32 there
-    graph = CoreMlGraph(
-        layout=options.layout,
-        max_prompt=options.max_prompt if options.layout == "functions" else None,
-        palettes=options.palettes,
-        deployment_target=TARGET,
-        operators=program.operators,
-        export_id=made_from,
-        advice=[],
-    )
+    program = write_package(folder, weights, options, about(weights, options), say)
+    tokenizer_files = write_tokenizer(folder, weights)
+    config = json.dumps(weights.checkpoint.config, indent=2) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
     return describe(
         folder,
         CONTENTS,
         weights,
-        graph,
+        package_facts(program, weights, options),
         max_context=options.max_context,
-        kv_cache=KvCacheSize("float16", slots, per_token, per_token * options.max_context, state),
+        kv_cache=kv_cache(weights, options.max_context),
         parts=program.parts,
         predicted=predicted_bytes(weights),
-        tokenizer_files=tuple(tokenizer_files),
+        tokenizer_files=tokenizer_files,
         packages=PACKAGES,
         requested_schedule=requested_schedule,
         warnings=program.warnings,
     )
+
+
+def about(weights: ModelWeights, options: CoreMlOptions) -> dict[str, str]:
+    """What a package says of itself."""
+    checkpoint, recipe = weights.checkpoint, weights.recipe
+    return {
+        "short_description": f"{checkpoint.source}, recipe {recipe.name}: {recipe.description}",
+        "license": checkpoint.licence or "not stated by the checkpoint",
+        HUB_NAME: checkpoint.source,
+        "mobile-export.version": __version__,
+        EXPORT_ID: export_id(weights, options),
+        "mobile-export.max-context": str(options.max_context),
+    }
+
+
+def package_facts(program: CoreMlProgram, weights: ModelWeights, options: CoreMlOptions) -> CoreMlGraph:
+    """What the manifest says of a package."""
+    return CoreMlGraph(
+        layout=options.layout,
+        max_prompt=None if options.layout == "stock" else options.max_prompt,
+        palettes=options.palettes,
+        deployment_target=TARGET,
+        operators=program.operators,
+        export_id=export_id(weights, options),
+        advice=[],
+    )
+
+
+def kv_cache(weights: ModelWeights, context: int) -> KvCacheSize:
+    """The states of a package, float16."""
+    spec, plan = weights.recognised.decoder, weights.plan
+    slots = kv_slots(weights.recognised, plan)
+    per_token = 2 * slots * spec.num_key_value_heads * spec.head_dim * FLOAT16
+    columns = state_bytes(weights.recognised, plan) // 4 * FLOAT16  # counted in float32 there
+    return KvCacheSize("float16", slots, per_token, per_token * context, columns)
+
+
+def write_tokenizer(folder: Path, weights: ModelWeights) -> tuple[str, ...]:
+    """Write the tokenizer's files, a tokenizer.json among them; give their names."""
+    tokenizer = weights.checkpoint.tokenizer
+    files = with_tokenizer_json(tokenizer).files if tokenizer else {}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return tuple(files)
 
 
 def predicted_bytes(weights: ModelWeights) -> dict[str, int]:

@@ -22,7 +22,8 @@ class CoreMlOptions:
 
     max_context: rows of the caches.
     layout: "stock" for swift-transformers, "functions" for calls of fixed shape, "delegate" for ExecuTorch.
-    max_prompt: tokens in a call of `prefill`, or the most in a delegate's call. palettes: 4-bit codes as indices into sixteen values.
+    max_prompt: tokens in a call of `prefill`, or the most in a delegate's call.
+    palettes: 4-bit codes as indices into sixteen values.
     """
 
     max_context: int

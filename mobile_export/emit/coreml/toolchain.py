@@ -13,6 +13,7 @@ TALK = (
     "Failed to load _ML",  # the proxies that run models, on a Mac alone
     "has not been tested with coremltools",  # torch's version: what we test it with
     "is not supported. Minimum required version",  # scikit-learn, which we do not use
+    "might lose precision",  # of positions as int32, and none is near 2**31
     "is added again",  # a cache, once for each execution that writes it
 )
 

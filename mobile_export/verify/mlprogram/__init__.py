@@ -1,10 +1,12 @@
 """Core ML ML programs on any machine: a saved .mlpackage is read, checked and executed without Apple's libraries.
 
-package.py      folder (or bare bytes) -> the program's protobuf and its weight files
-blob.py         weight file -> tensors: entries, packed 1 to 6 bit integers
-values.py       types and constants of the protobuf -> dtypes, shapes, tensors
-program.py      protobuf -> Program: functions, their operations, what they take and give
-operators.py    what each operator takes and gives; its arithmetic is in the files it names
-in_place.py     proof that a state may be updated without a copy
-interpreter.py  Program + inputs + state -> outputs
+package.py        folder (or bare bytes) -> the program's protobuf and its weight files
+blob.py           weight file -> tensors
+values.py         types and constants of the protobuf -> dtypes, shapes, tensors
+program.py        protobuf -> Program: functions, their operations, what they take and give
+operators.py      every operator's arithmetic (in elementwise, products, reductions, shapes, compressed) and dtype
+in_place.py       proof that a state may be updated without a copy
+prepare.py        what of a function is the same in every run: checked and resolved once
+interpreter.py    Program + inputs + state -> outputs
+static_checks.py  a package looked at without running it; neural_engine.py: what may keep it off that unit
 """

@@ -20,7 +20,7 @@ from mobile_export.verify.mlprogram.values import TensorType, stored_bytes, unpa
 HEADER, ENTRY = struct.Struct("<II56x"), struct.Struct("<IIQQQ32x")
 VERSION, SENTINEL = 2, 0xDEADBEEF
 DTYPES = {1: "float16", 2: "float32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4", 9: "uint1"} | {
-    10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32"
+    10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32", 15: "uint32"
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ class WeightFile:
         return Entry(DTYPES[number], begin, size)
 
     def read(self, where: str, offset: int, declared: TensorType) -> torch.Tensor:
-        """The constant whose entry is at an offset: a copy, dtype by values.MEMORY.
+        """The constant whose entry is at an offset: a copy, dtype by values.DTYPES.
 
         Args:
             where: the constant, for errors.

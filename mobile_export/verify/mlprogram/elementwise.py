@@ -45,6 +45,20 @@ def floor_div(x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y, rounding_mode="floor")
 
 
+def real_div(x: Tensor, y: Tensor) -> Tensor:
+    """x / y; of integers an integer, where it is one.
+
+    Raises:
+        ValueError: a fraction of integers: how it is rounded is not documented.
+    """
+    if x.dtype.is_floating_point:
+        return x / y
+    quotient = torch.div(x, y, rounding_mode="floor")
+    if not torch.equal(quotient * y, x.expand(quotient.shape)):
+        raise ValueError("dividing integers leaves a fraction")
+    return quotient
+
+
 def rsqrt(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     """1 / sqrt(x + epsilon)."""
     return torch.rsqrt(x + epsilon)

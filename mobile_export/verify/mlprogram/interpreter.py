@@ -14,10 +14,13 @@ from mobile_export.verify.mlprogram.in_place import READ
 from mobile_export.verify.mlprogram.package import AGAIN
 from mobile_export.verify.mlprogram.prepare import Prepared, Step, prepare
 from mobile_export.verify.mlprogram.program import Function, Input, Program
-from mobile_export.verify.mlprogram.values import MEMORY
+from mobile_export.verify.mlprogram.values import DTYPES
 from mobile_export.verify.mlprogram.weights import Weights
 
-COMPUTE = {**MEMORY, "float16": torch.float32}  # dtype of a value while a program runs
+COMPUTE = {name: dtype.memory for name, dtype in DTYPES.items()} | {
+    "float16": torch.float32
+}  # dtype of a value while a program runs
+LARGE, LARGEST_TOGETHER = 1 << 24, 1 << 31  # elements: of a value worth counting; of all values alive (8 GiB)
 State = dict[str, Tensor]
 Rounding = Literal["float32", "float16"]
 
@@ -91,6 +94,8 @@ class Interpreter:
         for (name, type_), value in zip(declared, results, strict=True):
             if value.dtype != COMPUTE[type_.dtype] or not type_.allows(value.shape):
                 raise InputError(step.where, f"gives {_spoken(value)}, declared as {type_}", AGAIN)
+            if value.numel() > LARGE and sum(held.numel() for held in values.values()) > LARGEST_TOGETHER:
+                raise InputError(step.where, "would hold more values than this interpreter allows", "run fewer tokens at once")
             rounds = step.computes and self.rounding == type_.dtype == "float16"
             values[name] = value.half().float() if rounds else value
 

@@ -21,6 +21,7 @@ class Package:
     where: str  # for errors
     specification: memoryview | bytes  # Model.proto, serialized
     files: Mapping[str, memoryview]  # weight files by the names the program uses: "@model_path/weights/weight.bin"
+    folder: Path | None = None  # what "@model_path" is on disk, if it is there
 
 
 def read_package(path: Path) -> Package:
@@ -52,7 +53,7 @@ def read_package(path: Path) -> Package:
         for file in _files_below(data / item):
             name = file.relative_to(data / model.parent).as_posix()
             files[f"{MODEL_FOLDER}/{name}"] = map_file(file, f"{where}/Data/{model.parent / name}")
-    return Package(where, specification, files)
+    return Package(where, specification, files, (data / model).parent)
 
 
 def map_file(path: Path, where: str) -> memoryview:

@@ -227,7 +227,7 @@ def one_hot(
     return torch.where(hot, on, off)
 
 
-def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, validate_indices: bool | None = None) -> Tensor:
     """Slices of x along an axis.
 
     Raises:
@@ -236,17 +236,17 @@ def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0, valid
     if batch_dims:
         raise ValueError(f"batch_dims {batch_dims} is not run here")
     axis = _axis(axis, x)
-    wanted = _inside(indices, x.shape[axis]).reshape(-1)
+    wanted = _inside(indices, x.shape[axis], validate_indices).reshape(-1)
     bounded(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
     return x.index_select(axis, wanted).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
-def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0, validate_indices: bool | None = None) -> Tensor:
     """The element of each place along an axis; indices has the rank of x."""
-    return torch.gather(x, axis, _inside(indices, x.shape[axis]))
+    return torch.gather(x, axis, _inside(indices, x.shape[axis], validate_indices))
 
 
-def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
+def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices: bool | None = None) -> Tensor:
     """x[indices[..., 0], indices[..., 1], ...].
 
     Raises:
@@ -255,10 +255,12 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0, validate_indices:
     if batch_dims:
         raise ValueError(f"batch_dims {batch_dims} is not run here")
     bounded(*indices.shape[:-1], *x.shape[indices.shape[-1] :])
-    return x[_places(indices, x)]
+    return x[_places(indices, x, validate_indices)]
 
 
-def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False) -> Tensor:
+def scatter_nd(
+    data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool | None = None
+) -> Tensor:
     """A copy of data, changed by updates at data[indices[..., 0], indices[..., 1], ...].
 
     Raises:
@@ -266,7 +268,7 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add"
     """
     if mode not in ("add", "update"):
         raise ValueError(f"mode {mode[:40]} is not run here")
-    return data.index_put(_places(indices, data), updates, accumulate=mode == "add")
+    return data.index_put(_places(indices, data, validate_indices), updates, accumulate=mode == "add")
 
 
 def _axis(axis: int, x: Tensor) -> int:
@@ -275,19 +277,23 @@ def _axis(axis: int, x: Tensor) -> int:
     return axis % x.dim()
 
 
-def _inside(indices: Tensor, size: int) -> Tensor:
-    """Indices, int64. Negative ones count from the end, as up to iOS 16; later models make them positive themselves."""
+def _inside(indices: Tensor, size: int, validate: bool | None) -> Tensor:
+    """Indices, int64. Outside is an error, validated or not: a device would answer with anything.
+
+    Up to iOS 16 operators have no validate_indices, and negative indices count from the end; since then they are outside.
+    """
+    least = -size if validate is None else 0
     if indices.numel():
         smallest, largest = (int(value) for value in indices.aminmax())
-        if smallest < -size or largest >= size:
-            raise ValueError(f"index {smallest if smallest < -size else largest} of {size}")
+        if smallest < least or largest >= size:
+            raise ValueError(f"index {smallest if smallest < least else largest} of {size}")
         if smallest < 0:
             indices = torch.where(indices < 0, indices + size, indices)
     return indices.long()
 
 
-def _places(indices: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_inside(along, size) for along, size in zip(indices.unbind(-1), x.shape, strict=False))
+def _places(indices: Tensor, x: Tensor, validate: bool | None) -> tuple[Tensor, ...]:
+    return tuple(_inside(along, size, validate) for along, size in zip(indices.unbind(-1), x.shape, strict=False))
 
 
 def _index(

@@ -1,7 +1,4 @@
-"""Types and constants of an ML program (MIL.proto) -> dtypes, shapes and tensors.
-
-A tensor in memory has the dtype that MEMORY gives for its declared one: integers narrower than a byte take a byte.
-"""
+"""Types and constants of an ML program (MIL.proto) -> dtypes, shapes and tensors."""
 
 from __future__ import annotations
 
@@ -15,22 +12,39 @@ import torch
 from mobile_export.errors import InputError
 from mobile_export.verify.mlprogram.package import AGAIN
 
-# MIL.proto, enum DataType: those a tensor of a program may have here
-DTYPES = {1: "bool", 2: "string", 10: "float16", 11: "float32", 21: "int8", 22: "int16", 23: "int32", 25: "int4"} | {
-    31: "uint8", 32: "uint16", 35: "uint4", 36: "uint2", 37: "uint1", 38: "uint6", 39: "uint3"
-}  # fmt: skip
-BITS = {"bool": 8, "float16": 16, "float32": 32, "int8": 8, "int16": 16, "int32": 32, "int4": 4} | {
-    "uint8": 8, "uint16": 16, "uint4": 4, "uint2": 2, "uint1": 1, "uint6": 6, "uint3": 3
-}  # fmt: skip
-NUMPY = {"bool": "|b1", "float16": "<f2", "float32": "<f4", "int8": "|i1", "int16": "<i2", "int32": "<i4"} | {
-    "uint8": "|u1", "uint16": "<u2"
-}  # fmt: skip
-MEMORY = {"bool": torch.bool, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8} | {
-    "int16": torch.int16, "int32": torch.int32, "uint8": torch.uint8, "uint16": torch.int32, "int4": torch.int8
-} | dict.fromkeys(("uint1", "uint2", "uint3", "uint4", "uint6"), torch.uint8)  # fmt: skip
+
+@dataclass(frozen=True)
+class Dtype:
+    """How numbers of one kind are named, stored and held."""
+
+    number: int  # in MIL.proto, enum DataType
+    bits: int  # of one where it is stored
+    numpy: str  # the stored one; "" if narrower than a byte
+    memory: torch.dtype  # of a constant as it is read: narrow integers take a byte
+
+
+DTYPES = {
+    "bool": Dtype(1, 8, "|b1", torch.bool),
+    "float16": Dtype(10, 16, "<f2", torch.float16),
+    "float32": Dtype(11, 32, "<f4", torch.float32),
+    "int8": Dtype(21, 8, "|i1", torch.int8),
+    "int16": Dtype(22, 16, "<i2", torch.int16),
+    "int32": Dtype(23, 32, "<i4", torch.int32),
+    "int4": Dtype(25, 4, "", torch.int8),
+    "uint8": Dtype(31, 8, "|u1", torch.uint8),
+    "uint16": Dtype(32, 16, "<u2", torch.int32),  # torch computes with neither this nor the next
+    "uint32": Dtype(33, 32, "<u4", torch.int64),
+    "uint4": Dtype(35, 4, "", torch.uint8),
+    "uint2": Dtype(36, 2, "", torch.uint8),
+    "uint1": Dtype(37, 1, "", torch.uint8),
+    "uint6": Dtype(38, 6, "", torch.uint8),
+    "uint3": Dtype(39, 3, "", torch.uint8),
+}
+NAMES = {dtype.number: name for name, dtype in DTYPES.items()} | {2: "string"}  # by their number
 LARGEST = 1 << 29  # elements of one value: four times the largest embedding table we know
-# Which dtypes each of TensorValue's lists holds; narrow numbers are mostly written as bytes.
-LISTS = {"floats": ("float32",), "ints": ("int32", "int16", "uint16"), "bools": ("bool",), "strings": ("string",)}
+# Which dtypes lie in which of TensorValue's lists; all others are written as bytes.
+LISTS = {"floats": {"float32"}, "ints": {"int16", "uint16", "int32"}, "bools": {"bool"}, "strings": {"string"}}
+SMALL = {"int16": (-(1 << 15), (1 << 15) - 1), "uint16": (0, (1 << 16) - 1)}  # what of a list of int32 they may hold
 
 
 @dataclass(frozen=True)
@@ -73,14 +87,15 @@ def tensor_type(where: str, proto: Any) -> TensorType:
     if kind != "tensorType":
         raise InputError(where, f"has the type {kind}, where a tensor is expected", AGAIN)
     tensor = proto.tensorType
-    if tensor.dataType not in DTYPES:
+    if tensor.dataType not in NAMES:
         raise InputError(where, f"has a dtype we do not know (number {tensor.dataType})", "use another export")
     sizes = [dimension.constant.size if dimension.HasField("constant") else None for dimension in tensor.dimensions]
     if tensor.rank not in (len(sizes), 0):
         raise InputError(where, f"is said to have {tensor.rank} dimensions and lists {len(sizes)}", AGAIN)
-    if math.prod(size for size in sizes if size is not None) > LARGEST:
+    known = [size for size in sizes if size is not None]
+    if max(known, default=0) > LARGEST or math.prod(known) > LARGEST:
         raise InputError(where, f"would have {sizes} elements, more than {LARGEST:,}", AGAIN)
-    return TensorType(DTYPES[tensor.dataType], tuple(sizes))
+    return TensorType(NAMES[tensor.dataType], tuple(sizes))
 
 
 def constant(where: str, proto: Any) -> Constant:
@@ -102,13 +117,14 @@ def constant(where: str, proto: Any) -> Constant:
 
 
 def unpack(raw: np.ndarray, declared: TensorType) -> torch.Tensor:
-    """Bytes as they are stored -> the tensor, dtype by MEMORY. Narrow integers fill bytes from the lowest bit on.
+    """Bytes as they are stored -> the tensor, dtype by DTYPES. Narrow integers fill bytes from the lowest bit on.
 
     Args:
         raw: uint8, exactly `stored_bytes(declared)`.
     """
     shape = declared.sizes
-    count, bits = math.prod(shape), BITS[declared.dtype]
+    dtype = DTYPES[declared.dtype]
+    count, bits = math.prod(shape), dtype.bits
     if bits < 8:
         width = 3 if bits in (3, 6) else 1  # bytes after which values and bytes begin together again
         padded = np.concatenate([raw, np.zeros(-len(raw) % width, np.uint8)]).reshape(-1, width)
@@ -118,21 +134,22 @@ def unpack(raw: np.ndarray, declared: TensorType) -> torch.Tensor:
         if declared.dtype == "int4":
             values = ((values ^ 8).astype(np.int8) - 8).astype(np.int8)  # two's complement
         return torch.from_numpy(values.reshape(shape))
-    values = raw.view(NUMPY[declared.dtype]).reshape(shape)
     if declared.dtype == "bool":
-        values = raw.reshape(shape) != 0
-    return torch.from_numpy(values.astype(np.int32) if declared.dtype == "uint16" else values.copy())
+        return torch.from_numpy(raw.reshape(shape) != 0)
+    values = raw.view(dtype.numpy).reshape(shape)
+    wider = {"uint16": np.int32, "uint32": np.int64}.get(declared.dtype, values.dtype)
+    return torch.from_numpy(values.astype(wider))
 
 
 def stored_bytes(declared: TensorType) -> int:
     """Bytes a constant of a type takes where it is stored."""
-    return (math.prod(declared.sizes) * BITS[declared.dtype] + 7) // 8
+    return (math.prod(declared.sizes) * DTYPES[declared.dtype].bits + 7) // 8
 
 
 def _immediate(where: str, declared: TensorType, tensor: Any) -> torch.Tensor | str:
     kind = tensor.WhichOneof("value")
     count = math.prod(declared.sizes)
-    if kind == "bytes" and declared.dtype in BITS:
+    if kind == "bytes" and declared.dtype in DTYPES:
         raw = np.frombuffer(tensor.bytes.values, np.uint8)
         if len(raw) != stored_bytes(declared):
             raise InputError(where, f"holds {len(raw):,} bytes, {declared} takes {stored_bytes(declared):,}", AGAIN)
@@ -146,4 +163,7 @@ def _immediate(where: str, declared: TensorType, tensor: Any) -> torch.Tensor | 
         if declared.shape:
             raise InputError(where, "a list of strings", "use another export")
         return str(values[0])
-    return torch.tensor(list(values), dtype=MEMORY[declared.dtype]).reshape(declared.sizes)
+    least, most = SMALL.get(declared.dtype, (None, None))
+    if least is not None and not all(least <= value <= most for value in values):
+        raise InputError(where, f"holds a number that is no {declared.dtype}", AGAIN)
+    return torch.tensor(list(values), dtype=DTYPES[declared.dtype].memory).reshape(declared.sizes)
