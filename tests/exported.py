@@ -12,11 +12,16 @@ from typing import Any
 from tiny_checkpoints import write_llama, write_mobilellm
 
 from mobile_export.cli import run
+from mobile_export.emit.coreml.layouts import CoreMlOptions
+from mobile_export.emit.coreml.package import FILE as PACKAGE
+from mobile_export.emit.coreml.package import write_package
 from mobile_export.emit.executorch.program import PteOptions, build_program
 from mobile_export.emit.onnx.decoder_graph import OnnxOptions
 from mobile_export.emit.onnx.operators import KvScales
 from mobile_export.emit.onnx.program import FILE, write_program
+from mobile_export.manifest import CoreMlGraph
 from mobile_export.quantize.weights import ModelWeights
+from mobile_export.verify.coreml_runtime import CoreMlRuntime
 
 CONTEXT, PROMPT = 64, 8
 ROOM = tempfile.TemporaryDirectory(prefix="mobile-export-tests-")
@@ -49,6 +54,15 @@ def onnx_artifact(folder: Path, *arguments: str) -> Path:
     return out
 
 
+@functools.cache
+def coreml_artifact(folder: Path, *arguments: str) -> Path:
+    """The artifact `mobile-export coreml` makes of a checkpoint folder; its verification passed, if it was asked for."""
+    out = Path(tempfile.mkdtemp(dir=ROOM.name)) / "out"
+    context = () if "--max-context" in arguments else ("--max-context", str(CONTEXT))
+    assert run(["coreml", str(folder), "--out", str(out), *context, *arguments]) == 0
+    return out
+
+
 def manifest(folder: Path) -> dict[str, Any]:
     """An artifact's manifest, as any JSON reader sees it."""
     return json.loads((folder / "manifest.json").read_text())
@@ -75,11 +89,28 @@ def onnx_file(weights: ModelWeights, kv_scales: Sequence[KvScales] | None = None
     return folder / FILE
 
 
+def coreml_file(weights: ModelWeights, **options: Any) -> Path:
+    """A model.mlpackage in a folder of its own, without what an artifact has beside it. options: of CoreMlOptions."""
+    folder = Path(tempfile.mkdtemp(dir=ROOM.name))
+    chosen = CoreMlOptions(**{"max_context": CONTEXT, "max_prompt": PROMPT, **options})
+    write_package(folder, weights, chosen, {}, lambda _: None)
+    return folder / PACKAGE
+
+
+def coreml_runtime(package: Path, layout: str = "stock", **options: Any) -> CoreMlRuntime:
+    """A package of coreml_file in our interpreter. options: of CoreMlRuntime."""
+    chunk = PROMPT if layout == "functions" else None
+    return CoreMlRuntime(package, CoreMlGraph(layout, chunk, False, "iOS 18", {}, "", []), **options)
+
+
 __all__ = [
     "CONTEXT",
     "PROMPT",
     "artifact",
     "checkpoint",
+    "coreml_artifact",
+    "coreml_file",
+    "coreml_runtime",
     "manifest",
     "onnx_artifact",
     "onnx_file",

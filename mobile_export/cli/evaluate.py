@@ -43,6 +43,8 @@ def evaluate(
 ) -> int:
     """Measure ARTIFACT in its runtime over a text: perplexity, and against CHECKPOINT its increase, KL and agreement.
 
+    A Core ML package is run by our interpreter, which is slow: begin with few --tokens.
+
     Example: mobile-export eval out --text notes.txt --against smollm2-135m --max-perplexity-increase 3%
     """
     limit = _percentage(max_perplexity_increase)

@@ -57,9 +57,7 @@ import Tokenizers
 let package = Bundle.main.url(forResource: "model", withExtension: "mlmodelc")!  // Xcode compiles the .mlpackage
 let tokenizer = try await AutoTokenizer.from(modelFolder: tokenizerFolder)
 let model = try LanguageModel.loadCompiled(url: package, computeUnits: .cpuAndGPU, tokenizer: tokenizer)
-var config = GenerationConfig(maxNewTokens: 64)
-await model.resetState()
-let text = try await model.generate(config: config, prompt: "Once upon a time")
+let text = try await model.generate(config: GenerationConfig(maxNewTokens: 64), prompt: "Once upon a time")
 ```
 
 On a Mac, its command line does the same: `transformers-cli "Once upon a time" {file} --tokenizer-path .`

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mobile_export.emit.coreml.decoder import weight_of
+from mobile_export.emit.coreml.decoder import parameter_of, weight_of
 from mobile_export.errors import InputError
 from mobile_export.quantize.weights import ModelWeights
 
-CODES = "_codes"  # a matrix's codes are named as the weight, with this at the end
+CODES = "_codes"  # a matrix's codes are named as the matrix, with this at the end
 PALETTE = np.arange(-8, 8, dtype=np.float32)
 
 
@@ -64,21 +64,22 @@ def _constant(name: str, weights: ModelWeights, before: Any, *, palettes: bool) 
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
+    place = parameter_of(name)  # what its constants are named after, and looked for by
     if weights.matrices[name].precision.bits == 32:
         values = weights.float32(name)
         check_float16(values, weights.where(name))
-        return mb.const(val=values.numpy(), name=name, before_op=before), []
+        return mb.const(val=values.numpy(), name=place, before_op=before), []
     weight = weights.quantized(name)
     codes, scales = weight.codes.numpy(), weight.scales
     check_float16(scales, weights.where(name))
     if weight.precision.bits == 4 and palettes:
         indices = (codes + 8).astype(types.nptype_from_builtin(types.uint4))
         lut = PALETTE.reshape(1, 1, 16, 1)
-        data = mb.constexpr_lut_to_dense(indices=indices, lut=lut, name=name + CODES, before_op=before)
+        data = mb.constexpr_lut_to_dense(indices=indices, lut=lut, name=place + CODES, before_op=before)
     else:
         four = types.nptype_from_builtin(types.int4)
-        data = mb.const(val=codes.astype(four if weight.precision.bits == 4 else np.int8), name=name + CODES, before_op=before)
-    matrix = mb.constexpr_blockwise_shift_scale(data=data, scale=scales.numpy(), name=name, before_op=before)
+        data = mb.const(val=codes.astype(four if weight.precision.bits == 4 else np.int8), name=place + CODES, before_op=before)
+    matrix = mb.constexpr_blockwise_shift_scale(data=data, scale=scales.numpy(), name=place, before_op=before)
     rounded = int((scales.half().float() != scales).sum())
     if not rounded:
         return matrix, []
