@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,24 +32,42 @@ def read_torch(path: Path) -> tuple[list[StoredTensor], list[str]]:
     Raises:
         InputError: the pickle asks to run code, is damaged, or holds something other than named tensors.
     """
+    contents, notes = load_dict(path)
+    return [describe(path, name, value) for name, value in contents.items()], notes
+
+
+def load_dict(path: Path) -> tuple[dict[Any, Any], list[str]]:
+    """The dict a file holds, its tensors mapped where the form allows it, and warnings.
+
+    Raises:
+        InputError: the pickle asks to run code, is damaged, or holds no dict.
+    """
     import torch
 
     with path.open("rb") as file:
         mapped = file.read(4) == ZIP_MAGIC
     try:
+        if mapped:
+            _refuse_compressed(path)
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols; what matters of it comes as an error
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - a pickle is a program: a damaged one raises whatever it ran into
         raise InputError(path.name, _refusal(error), CONVERT) from None
     if not isinstance(contents, dict):
         raise InputError(path.name, f"holds a {type(contents).__name__}, not named tensors", "save model.state_dict()")
-    tensors = [_describe(path, name, value) for name, value in contents.items()]
     if mapped:
-        return tensors, []
+        return contents, []
     size = megabytes(path.stat().st_size)
-    return tensors, [f"{path.name}: old pickle form, so all {size} of it are in memory; safetensors would be mapped"]
+    return contents, [f"{path.name}: old pickle form, so all {size} of it are in memory; safetensors would be mapped"]
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing; a file that does could unpack to a thousand times its size."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise InputError(path.name, "refused: a compressed archive, which torch.save never writes", CONVERT)
 
 
 def _refusal(error: Exception) -> str:
@@ -60,7 +79,12 @@ def _refusal(error: Exception) -> str:
     return f"refused: not a readable pickle of tensors ({reason[:120]})"
 
 
-def _describe(path: Path, name: object, value: Any) -> StoredTensor:
+def describe(path: Path, name: object, value: Any, called: str | None = None) -> StoredTensor:
+    """One entry of a state dict as a tensor, under the name `called` where that is not the file's own.
+
+    Raises:
+        InputError: not a named tensor, of a dtype or layout that is not supported, or larger than what is stored of it.
+    """
     import torch
 
     where = f"{path.name}: {name}"
@@ -71,8 +95,10 @@ def _describe(path: Path, name: object, value: Any) -> StoredTensor:
         kind = f"{str(value.dtype).removeprefix('torch.')}, {str(value.layout).removeprefix('torch.')}"
         raise InputError(where, f"is stored as {kind}, which is not supported", "convert the checkpoint to BF16, F16 or F32")
     tensor = value.detach()
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # a stride of 0 makes terabytes of a byte
+        raise InputError(where, f"shape {tuple(tensor.shape)} repeats stored values", "save it with .contiguous()")
     return StoredTensor(
-        name,
+        called or name,
         tuple(tensor.shape),
         dtype,
         where,
