@@ -9,7 +9,8 @@
     gguf_file.py           a .gguf file; gguf_header.py reads it, gguf_config.py and gguf_architectures.py say in
                            Hugging Face's words what it holds
     tokenizer.py           tokenizer files, encode and decode
-    tokenizer_json.py      writes tokenizer.json where there is none: gguf_tokenizer.py, sentencepiece_model.py
+    tokenizer_json.py      writes tokenizer.json where there is none: for gguf_tokenizer.py, sentencepiece_model.py and
+                           vocab_and_merges.py; cuts.py says how a text is cut before its bytes are merged
     read.py, size.py       one tensor's values as float32, checked; the bytes a checkpoint stores
     strict_json.py, mapped.py, dtypes.py   what the readers share
     contents.py            what comes out

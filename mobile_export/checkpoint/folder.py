@@ -32,7 +32,7 @@ def open_folder(folder: Path, source: str, weights: Path | None = None) -> Check
         raise InputError("config.json", "has no model_type", "take config.json from the original model")
     _refuse_quantized(config)
     tensors, files, warnings = read_weights(folder, weights)
-    tokenizer, tokenizer_files, tokenizer_warnings = read_tokenizer(folder)
+    tokenizer, tokenizer_files, tokenizer_warnings = read_tokenizer(folder, config)
 
     generation: Mapping[str, Any] = {}
     generation_files = []

@@ -11,35 +11,55 @@ from typing import Any
 from mobile_export.checkpoint.contents import Tokenizer
 from mobile_export.checkpoint.sentencepiece_model import convert_sentencepiece
 from mobile_export.checkpoint.strict_json import DAMAGED, parse_object, read_file
+from mobile_export.checkpoint.vocab_and_merges import (
+    ADDED,
+    CLASSES,
+    MERGES,
+    VOCAB,
+    convert_vocab_and_merges,
+    token_text,
+    tokenizer_class,
+    with_defaults,
+)
 from mobile_export.errors import InputError
 
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[Path], list[str]]:
-    """The folder's tokenizer; tokenizer.json before tokenizer.model.
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer | None, list[Path], list[str]]:
+    """The folder's tokenizer: tokenizer.json before tokenizer.model before vocab.json with merges.txt.
 
+    Args:
+        config: config.json, which may say whose vocab.json it is.
     Returns:
         The tokenizer or None, the files it came from, and warnings.
     Raises:
         InputError: a tokenizer file is damaged.
     """
-    main = next((name for name in (JSON, SENTENCEPIECE) if (folder / name).is_file()), None)
-    if main is None:
-        hint = "; AutoTokenizer can save one from vocab.json" if (folder / "vocab.json").is_file() else ""
-        return None, [], [f"{folder}: has no {JSON} or {SENTENCEPIECE}, so the artifact will have none{hint}"]
-    paths = [folder / name for name in (main, *BESIDE) if (folder / name).is_file()]
+    kinds = ((JSON,), (SENTENCEPIECE,), (VOCAB, MERGES))
+    mains = next((names for names in kinds if all((folder / name).is_file() for name in names)), None)
+    if mains is None:
+        return None, [], [f"{folder}: has no {JSON}, {SENTENCEPIECE} or {VOCAB} with {MERGES}, so the artifact will have none"]
+    beside = (ADDED, *BESIDE) if mains == (VOCAB, MERGES) else BESIDE
+    paths = [folder / name for name in (*mains, *beside) if (folder / name).is_file()]
     files = {path.name: read_file(path) for path in paths}
     settings = _settings(files)
+    if mains == (VOCAB, MERGES):
+        name = tokenizer_class(settings, config)
+        if name not in CLASSES:
+            return None, [], [f"{VOCAB}: tokenizer not read: class {name} is not one we know; AutoTokenizer can save {JSON}"]
+        settings = with_defaults(name, settings)
+        content, made = convert_vocab_and_merges(name, files, settings)
+        files = {"tokenizer_config.json": made, **{name: files[name] for name in BESIDE if name in files}, JSON: content}
     jinja = files.get("chat_template.jinja")
     template = jinja.decode("utf-8", errors="replace") if jinja is not None else _chat_template(settings)
-    if main == JSON:
+    if SENTENCEPIECE not in mains:
         tokenizer, warnings = _from_json(files, settings, template)
     else:
         tokenizer, warnings = _from_sentencepiece(files, settings, template)
-        if (folder / "added_tokens.json").is_file():
-            warnings = [*warnings, f"added_tokens.json: not used, {SENTENCEPIECE} cannot give its tokens"]
+        if (folder / ADDED).is_file():
+            warnings = [*warnings, f"{ADDED}: not used, {SENTENCEPIECE} cannot give its tokens"]
     return tokenizer, paths, warnings
 
 
@@ -104,7 +124,7 @@ def _from_json(files: Mapping[str, bytes], settings: Mapping[str, Any], template
     loaded = _load_json(files[JSON])
     ids, warnings = {}, []
     for key in ("bos_token", "eos_token"):
-        token = _token_text(settings.get(key))
+        token = token_text(settings.get(key))
         ids[key] = loaded.token_to_id(token) if token else None
         if token and ids[key] is None:
             warnings.append(f"tokenizer_config.json: {key} {token!r} is not in {JSON}")
@@ -145,12 +165,6 @@ def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
         if name in files:
             settings |= {key: value for key, value in parse_object(name, files[name]).items() if value is not None}
     return settings
-
-
-def _token_text(value: object) -> str | None:
-    """A token as text or as {"content": text, ...}."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
 
 
 def _chat_template(settings: Mapping[str, Any]) -> str | None:
