@@ -10,7 +10,7 @@ from tiny_families import FAMILIES, LONGROPE, POSITIONS, write_family, written
 from mobile_export.checkpoint import open_checkpoint
 from mobile_export.cli import run
 from mobile_export.errors import InputError
-from mobile_export.families import Rows, Take, recognise
+from mobile_export.families import Rows, Take, recognise, settle
 from mobile_export.model.attention_rule import AttentionRule, alibi_bias, alibi_slopes
 from mobile_export.sharing import plan_sharing
 
@@ -125,7 +125,19 @@ def test_longrope_serves_its_original_context_by_its_short_factors(tmp_path, cap
     assert spec.ropes[0].inverse_frequencies == pytest.approx(expected, rel=1e-6)
     assert spec.ropes[0].attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(POSITIONS)))
     assert run(["pte", str(written("phi4-mini")), "--out", str(tmp_path / "out"), "--max-context", "65"]) == 3
-    assert "65 positions, the model was trained for 64; use at most 64" in capsys.readouterr().err
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("warning: config", "error: "))]
+    assert said == [
+        "warning: config.json: beyond 64 of 256 positions longrope rotates by its long factors; "
+        "a graph holds one set, the short one: 64 positions are all it serves",
+        "error: --max-context: 65 positions, the model was trained for 64; use at most 64",
+    ]
+
+
+@pytest.mark.parametrize(("name", "changes"), [("phi3", {}), ("phi4-mini", {"max_position_embeddings": POSITIONS})])
+def test_a_context_that_is_served_whole_is_not_remarked_upon(tmp_path, name, changes):
+    assert settle(open_checkpoint(str(write_family(tmp_path, name, **changes)))).warnings == (
+        f"{tmp_path}: has no tokenizer.json, tokenizer.model or vocab.json with merges.txt, so the artifact will have none",
+    )
 
 
 # --- ties ----------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A family is one file: MODEL_TYPES and `read(checkpoint) -> Recognised`, listed i
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from mobile_export.checkpoint.contents import Checkpoint
@@ -86,10 +87,14 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
 def settle(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint as `recognise` wants it where its parts count the vocabulary differently and it is clear who is right.
 
+    Its warnings say what was changed, and what the config offers and the graph will not have.
+
     Raises:
         InputError: unknown model_type; a config its family refuses; table and head of different rows.
     """
-    return settled(checkpoint, _read(checkpoint))
+    recognised = _read(checkpoint)
+    checkpoint = settled(checkpoint, recognised)
+    return dataclasses.replace(checkpoint, warnings=(*checkpoint.warnings, *recognised.notes))
 
 
 def _read(checkpoint: Checkpoint) -> Recognised:
