@@ -180,6 +180,37 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(folder):
     assert refusal(folder) == f"last.pt: refused: a compressed archive, which torch.save never writes; {CONVERT}"
 
 
+class Inflated:
+    """Unpickled: as many zero bytes as it says, from a few bytes of pickle."""
+
+    def __reduce__(self):
+        return bytearray, (10**12,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_asks_for_much_memory_is_refused_before_it_is_unpickled(folder, legacy):
+    torch.save({"a": torch.zeros(2), "b": Inflated()}, folder / "last.pt", _use_new_zipfile_serialization=not legacy)
+    assert refusal(folder) == f"last.pt: refused: the pickle asks for bytearray, which no state dict holds; {CONVERT}"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "float32, nested"),
+        (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged), "float32, nested"),
+        (torch.eye(3).to_sparse_csr(), "float32, sparse_csr"),
+        (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "qint8, strided"),
+        (torch.ones(3, device="meta"), "float32, strided"),
+        (torch.ones(3, dtype=torch.complex64).conj().imag, "float32, strided"),
+    ],
+)
+def test_a_tensor_that_is_not_plain_values(folder, tensor, kind):
+    torch.save({"a": tensor}, folder / "last.pt")
+    assert refusal(folder) == (
+        f"last.pt: a: is stored as {kind}, which is not supported; convert the checkpoint to BF16, F16 or F32"
+    )
+
+
 def test_a_nanogpt_shaped_file(folder):
     """Lists, numbers and settings beside the weights are no code."""
     torch.save(

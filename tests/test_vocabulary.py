@@ -207,6 +207,15 @@ def test_a_vocabulary_that_reaches_beyond_the_table_is_refused_whole(tmp_path):
     assert f"the tokenizer gives ids up to {ROWS}, the embedding has {ROWS - 1} rows" in refusal(folder)
 
 
+def test_a_token_the_library_numbers_anew_beyond_the_table(tmp_path):
+    """The file says id 1 for a token its vocabulary lacks; the library appends it."""
+    folder = with_added(tmp_path)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["other"] = whole["model"]["vocab"].pop("<s>")
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    assert f"the tokenizer gives ids up to {ROWS}, the embedding has {ROWS} rows" in refusal(folder)
+
+
 def test_a_sentencepiece_vocabulary_beyond_the_table(tmp_path):
     folder = edit_config(write_llama(tmp_path, vocab=96, tokenizer="sentencepiece"), vocab_size=BOS + 60)
     write_weights(folder, llama_tensors(vocab=BOS + 60))

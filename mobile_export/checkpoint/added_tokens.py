@@ -13,8 +13,8 @@ from typing import Any
 
 from mobile_export.checkpoint.contents import Tokenizer
 from mobile_export.checkpoint.strict_json import parse_object
+from mobile_export.checkpoint.tokenizer import JSON, count_ids, load_tokenizer_json
 
-JSON = "tokenizer.json"
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -27,20 +27,24 @@ def without_tokens_beyond(tokenizer: Tokenizer, rows: int) -> tuple[Tokenizer, t
     if JSON not in tokenizer.files or tokenizer.vocab_size <= rows:
         return tokenizer, ()
     whole = parse_object(JSON, tokenizer.files[JSON])
-    beyond = {token["content"]: token["id"] for token in whole["added_tokens"] if token["id"] >= rows}
-    left = max(_ids(whole, beyond), default=-1) + 1
-    if left > rows or any(_is_needed(tokenizer, whole, text, index) for text, index in beyond.items()):
+    # By the library's ids: it numbers anew what the vocabulary lacks, whatever the file says.
+    ids = load_tokenizer_json(tokenizer.files[JSON]).get_vocab(with_added_tokens=True)
+    added = [token["content"] for token in whole["added_tokens"]]
+    beyond = {text: ids[text] for text in added if ids.get(text, 0) >= rows}
+    if any(_is_needed(tokenizer, whole, text, index) for text, index in beyond.items()):
         return tokenizer, ()
-    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["id"] < rows]
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] not in beyond]
     if (whole.get("padding") or {}).get("pad_token") in beyond:
         whole["padding"] = None
-    files = {
-        name: _without(name, content, beyond) if name in SETTINGS else content for name, content in tokenizer.files.items()
-    }
-    files[JSON] = json.dumps(whole, ensure_ascii=False).encode("utf-8")
+    content = json.dumps(whole, ensure_ascii=False).encode("utf-8")
+    left = count_ids(content)
+    if left > rows:
+        return tokenizer, ()
+    files = {name: _without(name, text, beyond) if name in SETTINGS else text for name, text in tokenizer.files.items()}
     what = ", ".join(f"{text} (id {index})" for text, index in sorted(beyond.items(), key=lambda item: item[1])[:3])
     more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
-    return replace(tokenizer, files=files, vocab_size=left), (f"{JSON}: {what}{more} left out: the embedding has {rows} rows",)
+    warning = f"{JSON}: {what}{more} left out: the embedding has {rows} rows"
+    return replace(tokenizer, files={**files, JSON: content}, vocab_size=left), (warning,)
 
 
 def _is_needed(tokenizer: Tokenizer, whole: Mapping[str, Any], text: str, index: int) -> bool:
@@ -48,13 +52,6 @@ def _is_needed(tokenizer: Tokenizer, whole: Mapping[str, Any], text: str, index:
     if index in (tokenizer.bos_id, *tokenizer.eos_ids) or text in (tokenizer.chat_template or ""):
         return True
     return json.dumps(text, ensure_ascii=False) in json.dumps(whole.get("post_processor"), ensure_ascii=False)
-
-
-def _ids(whole: Mapping[str, Any], beyond: Mapping[str, int]) -> list[int]:
-    """Every id that is left: the model's own vocabulary, and the added tokens that stay."""
-    vocabulary = whole["model"]["vocab"]  # Unigram has a list, one entry an id
-    own = list(range(len(vocabulary))) if isinstance(vocabulary, list) else list(vocabulary.values())
-    return own + [token["id"] for token in whole["added_tokens"] if token["content"] not in beyond]
 
 
 def _without(name: str, content: bytes, beyond: Mapping[str, int]) -> bytes:

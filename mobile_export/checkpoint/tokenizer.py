@@ -69,7 +69,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Special tokens spelled in the text become their ids with tokenizer.json, and stay text with tokenizer.model.
     """
     if JSON in tokenizer.files:
-        ids: list[int] = _load_json(tokenizer.files[JSON]).encode(text, add_special_tokens=False).ids
+        ids: list[int] = load_tokenizer_json(tokenizer.files[JSON]).encode(text, add_special_tokens=False).ids
     else:
         ids = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).encode(text, out_type=int)
     return ids
@@ -78,7 +78,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids; special tokens are left out."""
     if JSON in tokenizer.files:
-        text: str = _load_json(tokenizer.files[JSON]).decode(list(ids), skip_special_tokens=True)
+        text: str = load_tokenizer_json(tokenizer.files[JSON]).decode(list(ids), skip_special_tokens=True)
     else:
         text = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).decode(list(ids))
     return text
@@ -100,7 +100,12 @@ def with_tokenizer_json(tokenizer: Tokenizer) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _load_json(content: bytes) -> Any:
+def load_tokenizer_json(content: bytes) -> Any:
+    """A tokenizer.json as the library that wrote it has it, `tokenizers.Tokenizer`.
+
+    Raises:
+        InputError: it is damaged.
+    """
     from tokenizers import Tokenizer as JsonTokenizer
 
     parse_object(JSON, content)  # says which line; the library does not
@@ -110,10 +115,17 @@ def _load_json(content: bytes) -> Any:
         raise InputError(JSON, f"is not a tokenizer ({error})", DAMAGED) from None
 
 
+def count_ids(content: bytes) -> int:
+    """The highest id a tokenizer.json can give, plus one."""
+    return max(load_tokenizer_json(content).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 @lru_cache(maxsize=4)
 def _load_sentencepiece(content: bytes) -> Any:
     from sentencepiece import SentencePieceProcessor
 
+    if not content:  # the library makes a processor of it, without a model
+        raise InputError(SENTENCEPIECE, "is empty", DAMAGED)
     try:
         return SentencePieceProcessor(model_proto=content)
     except RuntimeError:
@@ -121,18 +133,17 @@ def _load_sentencepiece(content: bytes) -> Any:
 
 
 def _from_json(files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None) -> tuple[Tokenizer, list[str]]:
-    loaded = _load_json(files[JSON])
+    loaded = load_tokenizer_json(files[JSON])
     ids, warnings = {}, []
     for key in ("bos_token", "eos_token"):
         token = token_text(settings.get(key))
         ids[key] = loaded.token_to_id(token) if token else None
         if token and ids[key] is None:
             warnings.append(f"tokenizer_config.json: {key} {token!r} is not in {JSON}")
-    vocabulary = loaded.get_vocab(with_added_tokens=True)
     bos_id, eos_id = ids["bos_token"], ids["eos_token"]
     tokenizer = Tokenizer(
         files=files,
-        vocab_size=max(vocabulary.values(), default=-1) + 1,
+        vocab_size=count_ids(files[JSON]),
         bos_id=bos_id,
         eos_ids=() if eos_id is None else (eos_id,),
         chat_template=template,
@@ -171,6 +182,6 @@ def _chat_template(settings: Mapping[str, Any]) -> str | None:
     """One template, or the one called "default" of a list."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None

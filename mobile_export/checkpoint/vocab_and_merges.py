@@ -133,7 +133,7 @@ def _added_tokens(
             added[known[token]] = (token, {**(value if isinstance(value, dict) else {}), "special": True})
     decoder = settings.get("added_tokens_decoder")
     for index, value in (decoder if isinstance(decoder, dict) else {}).items():
-        token = token_text(value)
+        token = token_text(value) if isinstance(value, dict) else None
         if not index.isdecimal() or not token or known.get(token, int(index)) != int(index):
             raise InputError("tokenizer_config.json", f"added_tokens_decoder has no token for {index!r}", DAMAGED)
         added[int(index)] = (token, {"special": False, **value})
