@@ -238,6 +238,12 @@ def test_a_sentencepiece_only_checkpoint_generates(capsys):
     assert json.loads(capsys.readouterr().out)["new_tokens"] <= 3
 
 
+def test_the_tokenizer_beside_it_has_no_step_that_executorch_gets_wrong():
+    before, after = (json.loads((each / "tokenizer.json").read_text()) for each in (checkpoint(), artifact(checkpoint())))
+    assert before["normalizer"] == {"type": "NFC"}
+    assert after == {**before, "normalizer": None}
+
+
 def test_a_checkpoint_without_tokenizer_exports_with_a_warning_and_cannot_speak(capsys):
     folder = artifact(checkpoint(tokenizer=None), "--no-verify")
     assert "tokenizer" in " ".join(manifest(folder)["warnings"])

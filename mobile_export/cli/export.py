@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def settle(
     from mobile_export.cli.steps import prepare
     from mobile_export.emit.artifact import check_out
 
-    name = Path(checkpoint.rstrip("/")).name.removesuffix(".gguf")
+    name = re.sub(r"\.(gguf|pth?)$", "", Path(checkpoint.rstrip("/")).name)
     out = out or Path(f"{name}-{Path(recipe).stem}-{form}")
     check_out(out)
     weights = prepare(checkpoint, recipe, schedule, kv)

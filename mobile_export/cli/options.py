@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, a .gguf file, or smollm2-135m.")
+    str, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, a .gguf or .pt file, or smollm2-135m.")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`), or a TOML file.")]
 ScheduleOption = Annotated[

@@ -54,12 +54,12 @@ def weights_for(folder: Path, manifest: Manifest, against: str) -> ModelWeights:
         InputError: the checkpoint cannot be read, or has another shape than the artifact's.
     """
     from mobile_export.checkpoint import open_checkpoint
-    from mobile_export.families import recognise
+    from mobile_export.families import recognise, settle
     from mobile_export.quantize.recipe import recipe_from
     from mobile_export.quantize.weights import ModelWeights
     from mobile_export.sharing import plan_sharing
 
-    checkpoint = open_checkpoint(against)
+    checkpoint = settle(open_checkpoint(against))
     recognised = recognise(checkpoint)
     _check_source(folder, manifest, recognised.spec, against)
     plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)

@@ -192,12 +192,14 @@ class Recognised:
     weights: graph name -> source, for every block the file numbers, e.g. "blocks.3.attention.qkv.weight".
         Holds "embedding.weight"; holds "head.linear.weight" only where the file has a head tensor.
     ignored: checkpoint tensors that are known to carry no weight (masks, rotary tables of old files).
+    notes: what the config offers and the graph does not, one line each; `settle` makes warnings of them.
     """
 
     spec: DecoderSpec | RwkvSpec
     weights: Mapping[str, WeightSource]
     flags: SharingFlags
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def decoder(self) -> DecoderSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mobile_export import __version__
@@ -59,7 +59,7 @@ def write_artifact(
         OSError: the folder cannot be written.
     """
     program = write_package(folder, weights, options, about(weights, options), say)
-    tokenizer_files = write_tokenizer(folder, weights)
+    words = write_files(folder, tokenizer_files(weights))
     config = json.dumps(weights.checkpoint.config, indent=2) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     return describe(
@@ -71,7 +71,7 @@ def write_artifact(
         kv_cache=kv_cache(weights, options.max_context),
         parts=program.parts,
         predicted=predicted_bytes(weights),
-        tokenizer_files=tokenizer_files,
+        tokenizer_files=words,
         packages=PACKAGES,
         requested_schedule=requested_schedule,
         warnings=program.warnings,
@@ -113,10 +113,14 @@ def kv_cache(weights: ModelWeights, context: int) -> KvCacheSize:
     return KvCacheSize("float16", slots, per_token, per_token * context, columns)
 
 
-def write_tokenizer(folder: Path, weights: ModelWeights) -> tuple[str, ...]:
-    """Write the tokenizer's files, a tokenizer.json among them; give their names."""
+def tokenizer_files(weights: ModelWeights) -> Mapping[str, bytes]:
+    """The tokenizer's files, a tokenizer.json among them; none where the checkpoint has no tokenizer."""
     tokenizer = weights.checkpoint.tokenizer
-    files = with_tokenizer_json(tokenizer).files if tokenizer else {}
+    return with_tokenizer_json(tokenizer).files if tokenizer else {}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Write files; give their names."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return tuple(files)

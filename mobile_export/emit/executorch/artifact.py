@@ -8,6 +8,7 @@ from pathlib import Path
 from mobile_export.emit.describe import describe
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
 from mobile_export.emit.pte_methods import constant_methods
+from mobile_export.emit.pte_tokenizer import for_executorch
 from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
 from mobile_export.quantize.sizes import kv_bytes_per_token, kv_slots, state_bytes
 from mobile_export.quantize.weights import ModelWeights
@@ -26,7 +27,7 @@ def write_artifact(
     """
     (folder / FILE).write_bytes(program.file)
     checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.decoder
-    tokenizer_files = dict(checkpoint.tokenizer.files) if checkpoint.tokenizer else {}
+    tokenizer_files = for_executorch(checkpoint.tokenizer.files) if checkpoint.tokenizer else {}
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
     options = dataclasses.replace(options, attention=program.attention)
