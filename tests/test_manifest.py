@@ -48,7 +48,7 @@ MANIFEST = Manifest(
     executed_parameters=160_320,
     bits_per_weight=4.5,
     parts=[Part("blocks", 900_000, 899_000), Part("graph", 100_000, None)],
-    kv_cache=KvCacheSize("float32", 4, 1024, 262_144, 0),
+    kv_cache=KvCacheSize("float32", 4, [256] * 4, 1024, 262_144, 0),
     matrices={"embedding.weight": "8-bit, per channel", "blocks.0.ffn.o.weight": "4-bit, group 32"},
     pte=PteGraph(128, "custom", {"aten.embedding.default": 1}, 3, 9, {"get_max_context_len": 256, "get_eos_ids": [2]}),
     onnx=None,
@@ -111,14 +111,14 @@ def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, 
 def test_it_is_indented_json_with_the_fields_of_the_dataclass():
     text = to_json(MANIFEST)
     assert json.loads(text) == dataclasses.asdict(MANIFEST)
-    assert text.startswith('{\n  "schema_version": 2,\n')
+    assert text.startswith('{\n  "schema_version": 3,\n')
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None, 3.5])
 def test_an_unknown_schema_version(artifact, version):
     assert refusal(change(artifact, schema_version=version)) == (
-        f"{artifact / NAME}: schema_version {version!r}, this version reads 2; "
+        f"{artifact / NAME}: schema_version {version!r}, this version reads 3; "
         "export the artifact again with this version of mobile-export"
     )
 
@@ -126,7 +126,7 @@ def test_an_unknown_schema_version(artifact, version):
 @pytest.mark.parametrize("content", ["[1]", '"manifest"', "{}", "null"])
 def test_json_that_is_no_manifest_has_no_schema_version(artifact, content):
     (artifact / NAME).write_text(content)
-    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 2; ")
+    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 3; ")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_damaged_manifest_as_every_verb_says_it(capsys, artifact, verb):
     change(artifact, schema_version=7)
     code, line = fails(capsys, verb[0], str(artifact), *verb[1:])
     assert code == 3
-    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 2; ")
+    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 3; ")
 
 
 def test_an_artifact_whose_file_is_gone(capsys, artifact):

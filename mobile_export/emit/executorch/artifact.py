@@ -9,7 +9,7 @@ from mobile_export.emit.describe import describe
 from mobile_export.emit.executorch.metadata import constant_methods
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
 from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
-from mobile_export.quantize.sizes import kv_bytes_per_token, kv_slots, state_bytes
+from mobile_export.quantize.sizes import kv_bytes, kv_rows, state_bytes
 from mobile_export.quantize.weights import ModelWeights
 
 FILE = "model.pte"
@@ -38,16 +38,23 @@ def write_artifact(
         delegate_calls=program.calls,
         metadata=constant_methods(spec, plan, options, checkpoint.bos_id, checkpoint.eos_ids),
     )
-    slots = kv_slots(weights.recognised, plan)
-    state = state_bytes(weights.recognised, plan)
-    per_token = kv_bytes_per_token(spec, slots, weights.recipe.kv.dtype)
+    rows = list(kv_rows(weights.recognised, plan, options.max_context, options.max_prompt).values())
+    dtype = weights.recipe.kv.dtype
+    kv_cache = KvCacheSize(
+        dtype=dtype,
+        slots=len(rows),
+        rows=rows,
+        bytes_per_token=kv_bytes(spec, rows.count(options.max_context), dtype),
+        bytes_at_max_context=kv_bytes(spec, sum(rows), dtype),
+        state_bytes=state_bytes(weights.recognised, plan),
+    )
     return describe(
         folder,
         (FILE,),
         weights,
         graph,
         max_context=options.max_context,
-        kv_cache=KvCacheSize(weights.recipe.kv.dtype, slots, per_token, per_token * options.max_context, state),
+        kv_cache=kv_cache,
         parts=program.parts,
         predicted=weights.predicted_bytes(),
         tokenizer_files=tuple(tokenizer_files),

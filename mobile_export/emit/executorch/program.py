@@ -33,6 +33,7 @@ from mobile_export.families.spec import DecoderSpec
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.model.decoder import Block, ConvBlock, Decoder
 from mobile_export.model.entry import has_entry
+from mobile_export.quantize.sizes import kv_rows
 from mobile_export.quantize.weights import PARTS, ModelWeights
 
 
@@ -40,7 +41,7 @@ from mobile_export.quantize.weights import PARTS, ModelWeights
 class PteOptions:
     """What a .pte is built for.
 
-    max_context: KV rows per slot. max_prompt: most tokens in one call; longer prompts are fed in chunks.
+    max_context: most positions of a text. max_prompt: most tokens in one call; longer prompts are fed in chunks.
     attention: "custom" (the runtime's llama operators, where they can express the family's) or "core" (plain operators).
     """
 
@@ -100,7 +101,7 @@ def build_program(
         rotary=rotary,
         attend=attend,
         head=delegates["head."],
-        remember=PteColumns(spec, _slots(weights, "conv"), options.max_context) if spec.conv_kernel else None,
+        remember=PteColumns(spec, _conv_slots(weights), options.max_context) if spec.conv_kernel else None,
     )
     positions = sum(tables.cos.nbytes + tables.sin.nbytes for tables in rotary)
     if pieces.positions is not None:
@@ -160,13 +161,14 @@ def _attention(weights: ModelWeights, options: PteOptions) -> SlotAttention:
         raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
     kind = CoreAttention if options.attention == "core" else CustomInt8Attention if kv_dtype == "int8" else CustomAttention
     rules = attention_rules(spec, plan.blocks, plan.schedule)
-    return kind(spec, {slot: rules[slot] for slot in _slots(weights, "attention")}, options.max_context)
+    rows = kv_rows(weights.recognised, plan, options.max_context, options.max_prompt)
+    return kind(spec, {slot: rules[slot] for slot in rows}, rows, options.max_context)
 
 
-def _slots(weights: ModelWeights, mixer: str) -> list[int]:
-    """The executions whose block mixes so."""
+def _conv_slots(weights: ModelWeights) -> list[int]:
+    """The executions whose block mixes by a short convolution."""
     blocks, plan = weights.recognised.decoder.blocks, weights.plan
-    return [slot for slot, stored in enumerate(plan.schedule) if blocks[plan.blocks[stored]].mixer == mixer]
+    return [slot for slot, stored in enumerate(plan.schedule) if blocks[plan.blocks[stored]].mixer == "conv"]
 
 
 def _block(spec: DecoderSpec, delegates: Mapping[str, Delegated], stored: int, number: int) -> Block | ConvBlock:
