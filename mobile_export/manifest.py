@@ -77,7 +77,7 @@ class Verified:
 class PteGraph:
     """What only a .pte has.
 
-    max_prompt: most tokens in one call. attention: "custom" or "core".
+    max_prompt: most tokens in one call. attention: "custom", "core" or "none".
     outside_delegates: operator -> calls a step, as the program lists them.
     delegates: entries in the file; delegate_calls: calls a step.
     metadata: constant method -> value.

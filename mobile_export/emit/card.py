@@ -114,7 +114,7 @@ def _kept(manifest: Manifest) -> list[str]:
     if windows(kv, context):
         lines.append(f"It holds {windows(kv, context)}, whose tokens see no further back.")
     if kv.state_bytes:
-        lines.append(f"State beside it: {kv.state_bytes:,} bytes, whatever the length of the text.")
+        lines.append(f"State: {kv.state_bytes:,} bytes, whatever the length of the text.")
     return lines
 
 

@@ -25,7 +25,7 @@ def write_artifact(
         OSError: the folder cannot be written.
     """
     (folder / FILE).write_bytes(program.file)
-    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.decoder
+    checkpoint, plan, spec = weights.checkpoint, weights.plan, weights.recognised.spec
     tokenizer_files = dict(checkpoint.tokenizer.files) if checkpoint.tokenizer else {}
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
