@@ -48,7 +48,7 @@ MANIFEST = Manifest(
     executed_parameters=160_320,
     bits_per_weight=4.5,
     parts=[Part("blocks", 900_000, 899_000), Part("graph", 100_000, None)],
-    kv_cache=KvCacheSize("float32", 4, 1024, 262_144, 0),
+    kv_cache=KvCacheSize("float32", 4, [256] * 4, 1024, 262_144, 0),
     matrices={"embedding.weight": "8-bit, per channel", "blocks.0.ffn.o.weight": "4-bit, group 32"},
     pte=PteGraph(128, "custom", {"aten.embedding.default": 1}, 3, 9, {"get_max_context_len": 256, "get_eos_ids": [2]}),
     onnx=None,
@@ -116,7 +116,7 @@ def test_it_is_indented_json_with_the_fields_of_the_dataclass():
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("version", [0, 1, 4, "2", None, 2.5])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None, 3.5])
 def test_an_unknown_schema_version(artifact, version):
     assert refusal(change(artifact, schema_version=version)) == (
         f"{artifact / NAME}: schema_version {version!r}, this version reads 3; "

@@ -372,5 +372,5 @@ def test_kv_bytes_of_one_token(tmp_path):
     weights = weights_of(write_mobilellm(tmp_path, layer_sharing=True))
     slots = len(weights.plan.schedule)
     assert slots == 4
-    assert sizes.kv_bytes_per_token(weights.recognised.spec, slots, "float32") == 4 * 2 * 2 * 16 * 4
-    assert sizes.kv_bytes_per_token(weights.recognised.spec, slots, "int8") == 4 * 2 * 2 * (16 + 4 + 1)
+    assert sizes.kv_bytes(weights.recognised.spec, slots, "float32") == 4 * 2 * 2 * 16 * 4
+    assert sizes.kv_bytes(weights.recognised.spec, slots, "int8") == 4 * 2 * 2 * (16 + 4 + 1)

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from mobile_export.manifest import Manifest
     from mobile_export.quantize.weights import ModelWeights
 
-DEFAULT_CONTEXT = 1024
+DEFAULT_CONTEXT, DEFAULT_PROMPT = 1024, 128
 
 MaxContextOption = Annotated[
     int | None,
-    typer.Option("--max-context", min=2, help=f"KV rows. Default: {DEFAULT_CONTEXT}, or the model's own if less."),
+    typer.Option(
+        "--max-context", min=2, help=f"Longest text, in tokens. Default: {DEFAULT_CONTEXT}, or the model's own if less."
+    ),
 ]
 KvOption = Annotated[
     str | None, typer.Option("--kv", help="KV cache: float32 or int8. Default: the recipe's.", show_default=False)
@@ -33,7 +35,7 @@ VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help="Run th
 
 @dataclass(frozen=True)
 class Job:
-    """What an emitter is asked for. context: KV rows."""
+    """What an emitter is asked for. context: most positions of a text."""
 
     weights: ModelWeights
     out: Path

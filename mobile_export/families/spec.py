@@ -43,6 +43,11 @@ class BlockSpec:
     qk_norm: Literal["none", "rms", "layer", "l2"] = "none"
     query_temperature: tuple[float, float] | None = None
 
+    @property
+    def reach(self) -> int | None:
+        """Most positions a token attends to, its own included; None: its whole past."""
+        return min((bound for bound in (self.window, self.chunk) if bound is not None), default=None)
+
 
 @dataclass(frozen=True)
 class DecoderSpec:

@@ -110,7 +110,7 @@ def kv_cache(weights: ModelWeights, context: int) -> KvCacheSize:
     slots = kv_slots(weights.recognised, plan)
     per_token = 2 * slots * spec.num_key_value_heads * spec.head_dim * FLOAT16
     columns = state_bytes(weights.recognised, plan) // 4 * FLOAT16  # counted in float32 there
-    return KvCacheSize("float16", slots, per_token, per_token * context, columns)
+    return KvCacheSize("float16", slots, [context] * slots, per_token, per_token * context, columns)
 
 
 def tokenizer_files(weights: ModelWeights) -> Mapping[str, bytes]:
