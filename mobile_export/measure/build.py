@@ -71,17 +71,13 @@ def build(sources: Path, target: str, **definitions: str) -> Path:
         MissingTool: no compiler, no cmake, or they fail.
     """
     tools = find_toolchain()
-    folder = cache_folder() / f"{target}-{_key(tools, sources, definitions)}"
-    if not (folder / target).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{target}-") as room:
-            _compile(tools, sources, target, Path(room) / "build", definitions)
-            made = Path(room) / "made"
-            made.mkdir()
-            shutil.copy2(Path(room) / "build" / target, made / target)
-            if not folder.exists():  # else another process was faster, and its file is as good
-                made.rename(folder)
-    return folder / target
+    made = cache_folder() / f"{target}-{_key(tools, sources, definitions)}" / target
+    if not made.is_file():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=made.parent) as room:
+            _compile(tools, sources, target, Path(room), definitions)
+            (Path(room) / target).replace(made)  # at once: another process may be about to run it
+    return made
 
 
 def cache_folder() -> Path:
