@@ -13,6 +13,7 @@ import typer
 from mobile_export.cli.options import JsonOption, percentage
 from mobile_export.cli.say import done, say, table, warn
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
+from mobile_export.units import counted
 
 if TYPE_CHECKING:
     from mobile_export.measure.compare import Change
@@ -101,7 +102,7 @@ def _write(found: Profile, out: Path | None, curve: Path | None) -> None:
 
     texts = {out: to_json(found)} if out else {}
     if curve and found.curve:
-        texts[curve] = curve_svg(found.curve, f"{found.artifact}, {found.best_threads} threads, {found.machine.cpu}")
+        texts[curve] = curve_svg(found.curve, f"{found.artifact}, {_threads(found.best)}, {found.machine.cpu}")
     for path, text in texts.items():
         beside = path.with_name(f".{path.name}.new")
         beside.write_text(text, encoding="utf-8")
@@ -120,7 +121,7 @@ def _numbers(option: str, text: str, *, least: int) -> tuple[int, ...]:
 
 def _page(found: Profile) -> str:
     machine, counts = found.machine, found.by_threads
-    header = ["", *(f"{at.threads} threads" if at.threads > 1 else "1 thread" for at in counts)]
+    header = ["", *map(_threads, counts)]
     rows: list[tuple[str, Callable[[AtThreads], str]]] = [
         ("load, ms", lambda at: _spread(at.load_s, 1e3, 1)),
         ("init, ms", lambda at: _spread(at.init_s, 1e3, 0)),
@@ -147,10 +148,14 @@ def _page(found: Profile) -> str:
             f"first token {1e3 * found.cold.first_token_s:.0f} ms"
         )
     if len(counts) > 1:
-        lines.append(f"best        {found.best_threads} threads, {found.best.decode_tokens_per_s.median:.1f} tokens/s decode")
+        lines.append(f"best        {_threads(found.best)}, {found.best.decode_tokens_per_s.median:.1f} tokens/s decode")
     if found.operators:
         lines += ["", _operators(found.operators)]
     return "\n".join(lines).rstrip()
+
+
+def _threads(at: AtThreads) -> str:
+    return counted(at.threads, "thread")
 
 
 def _operators(operators: Sequence[OperatorTime]) -> str:

@@ -30,6 +30,7 @@ from mobile_export.measure.profile import (
     Profile,
     spread,
 )
+from mobile_export.units import counted
 
 LOGITS_OF = tuple(range(3, 11))
 CURVE_STEP = 32  # tokens a point of the curve is the median of
@@ -210,7 +211,7 @@ def _in_turn(
     measured: dict[int, list[Measurement]] = {count: [] for count in threads}
     for run in range(runs):
         for count in threads if run % 2 == 0 else reversed(threads):
-            say(f"run {run + 1} of {runs}, {count} threads" if count > 1 else f"run {run + 1} of {runs}, 1 thread")
+            say(f"run {run + 1} of {runs}, {counted(count, 'thread')}")
             measured[count].append(measure(replace(job, threads=count)))
     return measured
 

@@ -1,6 +1,7 @@
-// A file loaded by mapping, like ExecuTorch's own loader, of which every piece stays mapped.
+// A file loaded by mapping, like ExecuTorch's own loader, but a piece that is freed stays mapped: only its pages go, and those
+// read again come back from the file.
 //
-// With its weight cache on, XNNPACK unmaps constants that its operators go on reading, a norm's weights for one: in executorch
+// With its weight cache on, XNNPACK frees constants that its operators go on reading, a norm's weights for one: in executorch
 // 1.5 the first call crashes (pytorch/executorch#22779).
 #pragma once
 
@@ -26,7 +27,7 @@ class KeepingLoader : public executorch::runtime::DataLoader {
     if (!loaded.ok()) return loaded.error();
     const std::lock_guard<std::mutex> lock(mutex_);
     kept_.push_back(std::move(*loaded));
-    return Buffer(kept_.back().data(), kept_.back().size(), nullptr);
+    return Buffer(kept_.back().data(), kept_.back().size(), drop_pages);
   }
 
   Error load_into(size_t offset, size_t size, const SegmentInfo& segment, void* buffer) const override {
@@ -35,16 +36,13 @@ class KeepingLoader : public executorch::runtime::DataLoader {
 
   executorch::runtime::Result<size_t> size() const override { return loader_.size(); }
 
-  // Weights that were packed are not read again, and their pages go; what is read again comes back from the file.
-  void drop_pages() const {
+ private:
+  static void drop_pages(void*, void* data, size_t size) {
     const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    for (const Buffer& buffer : kept_) {
-      const auto address = reinterpret_cast<uintptr_t>(buffer.data()), first = address / page * page;
-      madvise(reinterpret_cast<void*>(first), address - first + buffer.size(), MADV_DONTNEED);
-    }
+    const auto address = reinterpret_cast<uintptr_t>(data), first = address / page * page;
+    madvise(reinterpret_cast<void*>(first), address - first + size, MADV_DONTNEED);
   }
 
- private:
   executorch::extension::MmapDataLoader loader_;
   mutable std::mutex mutex_;
   mutable std::deque<Buffer> kept_;

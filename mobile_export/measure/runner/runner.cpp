@@ -122,13 +122,12 @@ double now_s() {
 }
 
 // XNNPACK's weight cache needs a loader of our own; else the file is loaded as an app's Module does it.
-std::unique_ptr<Module> open_module(const Options& options, std::unique_ptr<ETDumpGen> tracer, KeepingLoader** keeping) {
+std::unique_ptr<Module> open_module(const Options& options, std::unique_ptr<ETDumpGen> tracer) {
   if (!options.cached()) return std::make_unique<Module>(options.model, Module::LoadMode::Mmap, std::move(tracer));
   auto loader = MmapDataLoader::from(options.model.c_str(), MmapDataLoader::MlockConfig::NoMlock);
   check(loader.error(), options.model + ": opening it");
-  auto ours = std::make_unique<KeepingLoader>(std::move(*loader));
-  *keeping = ours.get();
-  return std::make_unique<Module>(std::move(ours), nullptr, nullptr, std::move(tracer));
+  auto keeping = std::make_unique<KeepingLoader>(std::move(*loader));
+  return std::make_unique<Module>(std::move(keeping), nullptr, nullptr, std::move(tracer));
 }
 
 // A loaded model. A sequence begins wherever a call starts at 0.
@@ -136,8 +135,8 @@ class Model {
  public:
   Model(const Options& options, std::unique_ptr<ETDumpGen> tracer) : tracer_(tracer.get()) {
     const double began = now_s();
-    module_ = open_module(options, std::move(tracer), &keeping_);
-    if (keeping_) {
+    module_ = open_module(options, std::move(tracer));
+    if (options.cached()) {
       BackendOptions<3> xnnpack;
       check(xnnpack.set_option("weight_cache_enabled", true), "weight_cache_enabled");
       if (!options.packed_weights.empty()) {
@@ -156,7 +155,6 @@ class Model {
     const double began_init = now_s();
     check(module_->load_method("forward"), options.model + ": initialising forward");
     init_s = now_s() - began_init;
-    if (keeping_) keeping_->drop_pages();
   }
 
   // Logits of the last token, valid until the next call. A prompt longer than the program takes goes in pieces.
@@ -203,7 +201,6 @@ class Model {
   }
 
   ETDumpGen* tracer_;
-  KeepingLoader* keeping_ = nullptr;  // of the module's
   std::unique_ptr<Module> module_;
   int64_t max_prompt_ = 1;
 };
