@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from mobile_export.families.spec import DecoderSpec, Recognised, RwkvSpec
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import SharingPlan
 
 GROUP_SIZE = 32  # of the 4-bit column
