@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mobile_export import __version__
-from mobile_export.cli import evaluate, generate, inspect, onnx, phones, pte, recipes, verify
+from mobile_export.cli import check, evaluate, generate, inspect, onnx, phones, pte, recipes, verify
 from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
 INTERRUPTED = 130
@@ -51,6 +51,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("phones")(phones.phones)
 app.command("recipes")(recipes.recipes)
 
