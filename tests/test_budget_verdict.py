@@ -113,9 +113,9 @@ BOTH = dataclasses.replace(FOUR_BIT_TABLE, kv_dtype="int8")
         (needed_mib(FOUR_BIT_TABLE, context=1024), "4-bit table and context 1,024"),
         (
             needed_mib(dataclasses.replace(FOUR_BIT_TABLE, kv_dtype="int8"), context=1024),
-            "4-bit table and int8 KV and context 1,024",
+            "4-bit table, int8 KV and context 1,024",
         ),
-        (needed_mib(FOUR_BIT_TABLE, context=128), "4-bit table and int8 KV and context 384"),
+        (needed_mib(FOUR_BIT_TABLE, context=128), "4-bit table, int8 KV and context 384"),
         (10, None),
     ],
 )

@@ -24,7 +24,7 @@ TABLE_GROUP = 32
 class Candidate:
     """A model with something changed, and what in words: nothing for the model as it is."""
 
-    what: str
+    changes: tuple[str, ...]
     facts: ModelFacts
 
 
@@ -48,11 +48,11 @@ def cheapest_change(tried: Sequence[Candidate], target: Target, limits: Limits, 
         for candidate in able:
             verdict = judge(candidate.facts, target, limits, use)
             if verdict.outcome == "fits":
-                return Change(candidate.what, verdict)
+                return Change(_joined(*candidate.changes), verdict)
             shorter = longest_context(candidate.facts, target, limits, use, least)
             if shorter is not None:
                 context, verdict = shorter
-                return Change(_joined(candidate.what, f"context {context:,}"), verdict)
+                return Change(_joined(*candidate.changes, f"context {context:,}"), verdict)
     return None
 
 
@@ -62,16 +62,16 @@ def candidates(facts: ModelFacts, recipes: Sequence[Recipe]) -> list[Candidate]:
     Args:
         recipes: those to try beside the model's own.
     """
-    caches = [("", facts)]
+    caches: list[tuple[tuple[str, ...], ModelFacts]] = [((), facts)]
     if facts.kv_dtype != "int8" and can_keep_int8(facts):
-        caches.append(("int8 KV", dataclasses.replace(facts, kv_dtype="int8")))
-    stored: list[tuple[str, Recipe | None]] = [("", None)]
+        caches.append((("int8 KV",), dataclasses.replace(facts, kv_dtype="int8")))
+    stored: list[tuple[tuple[str, ...], Recipe | None]] = [((), None)]
     four = with_four_bit_table(facts)
     if four is not None:
-        stored.append(("4-bit table", four))
-    stored += [(f"recipe {recipe.name}", recipe) for recipe in smaller_recipes(facts, recipes)]
+        stored.append((("4-bit table",), four))
+    stored += [((f"recipe {recipe.name}",), recipe) for recipe in smaller_recipes(facts, recipes)]
     return [
-        Candidate(_joined(weights, cache), kept if recipe is None else kept.with_recipe(recipe))
+        Candidate(weights + cache, kept if recipe is None else kept.with_recipe(recipe))
         for weights, recipe in stored
         for cache, kept in caches
     ]
@@ -117,8 +117,9 @@ def smaller_recipes(facts: ModelFacts, recipes: Sequence[Recipe]) -> list[Recipe
     return [recipe for size, recipe in sorted(sized, key=lambda found: -found[0]) if size < own]
 
 
-def _joined(*words: str) -> str:
-    return " and ".join(filter(None, words))
+def _joined(*changes: str) -> str:
+    """ "4-bit table, int8 KV and context 960"."""
+    return " and ".join(filter(None, (", ".join(changes[:-1]), changes[-1])))
 
 
 def _could_fit(facts: ModelFacts, target: Target, limits: Limits, use: Use) -> bool:

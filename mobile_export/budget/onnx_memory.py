@@ -64,8 +64,6 @@ def _packed(matrix: MatrixPlan, facts: ModelFacts) -> Interval:
     """One packed copy, and what else its node keeps."""
     scales = _scale_count(matrix)
     likely = float(matrix.code_bytes + BLOCK_BYTES * scales)
-    if matrix.precision.bits == 4 and matrix.name == EMBEDDING:
-        likely += 2 * scales  # measured at two shapes: a tied 4-bit table keeps another half of its scales
     if facts.activations == "float16":
         likely += 4 * scales  # float32 copies of scales the file has in float16
     if facts.portable and matrix.name.startswith("blocks."):
