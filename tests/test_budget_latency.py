@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from budget_models import MOBILELLM_350M, SMOLLM2_135M, model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobile_export.budget.calibration import calibration_of_phone, exact_calibration, read_calibration
+from mobile_export.budget.calibration import calibration_of_phone, exact_calibration
 from mobile_export.budget.energy import predict_energy
+from mobile_export.budget.interval import exactly
 from mobile_export.budget.latency import predict_rates
 from mobile_export.budget.phones import read_phones
-from mobile_export.errors import InputError
+from mobile_export.budget.profiled import USUAL, ProfiledRates, calibration_of_profile, read_rates
+from mobile_export.errors import InputError, UsageError
 
 PER_BLOCK = 576 * 960 + 576 * 576 + 3 * 576 * 1536
 BLOCK_BYTES = PER_BLOCK // 2 + PER_BLOCK // 32 * 2
@@ -107,7 +110,7 @@ def test_energy_is_the_papers_figure_by_parameters_and_by_bytes():
     assert energy.tokens_a_percent.high == pytest.approx(500 / 0.005)
 
 
-# --- a profile's calibration ---------------------------------------------------------------------------------------
+# --- profiles ------------------------------------------------------------------------------------------------------
 
 GIVEN = {
     "stream_gb_s": 30,
@@ -119,25 +122,63 @@ GIVEN = {
 }
 
 
-def test_a_profile_gives_numbers_or_intervals(tmp_path):
-    file = tmp_path / "profile.json"
-    file.write_text(json.dumps({"calibration": GIVEN, "decode_tokens_per_s": 100, "whatever": [1]}))
-    read = read_calibration(file)
+def profile(decode, prefill, sha256s=("ab",), prompt_tokens=128, new_tokens=64):
+    """What of `profile --out` is read, and something that is not."""
+    rates = {"prefill_tokens_per_s": {"median": prefill, "least": 1}, "decode_tokens_per_s": {"median": decode, "least": 1}}
+    by_threads = [{"threads": 1, **rates, "load_s": {}}, {"threads": 2, **rates}]
+    files = [{"name": "model.pte", "bytes": 1, "sha256": sha256} for sha256 in sha256s]
+    lengths = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    return {"schema_version": 1, "files": files, **lengths, "by_threads": by_threads, "best_threads": 1, "curve": None}
+
+
+def calibrated(values, facts=None, start=USUAL, tmp_path=Path("profile.json")):
+    return calibration_of_profile(tmp_path, ProfiledRates.model_validate(values), facts, start)
+
+
+def test_a_profile_may_state_a_calibration_in_numbers_or_intervals():
+    read = calibrated({"calibration": GIVEN, "whatever": [1]})
     assert (read.stream_gb_s.low, read.stream_gb_s.likely, read.stream_gb_s.high) == pytest.approx((27, 30, 33))
     assert (read.decode_gops_4_bit.low, read.decode_gops_4_bit.likely, read.decode_gops_4_bit.high) == (90, 100, 110)
     assert read.source == "profile profile.json"
+
+
+@given(st.floats(5, 2000), st.floats(50, 5000), st.integers(1, 2), st.sampled_from(["w4", "w8"]))
+def test_the_model_that_was_profiled_is_predicted_as_it_was_measured(decode, prefill, repeats, recipe):
+    facts = model(SMOLLM2_135M, 6, repeats=repeats, recipe=recipe)
+    known = calibrated(profile(decode, prefill), facts)
+    rates = predict_rates(facts, known, position=160, prompt_tokens=128)
+    assert rates.decode_tokens_per_s.likely == pytest.approx(decode, rel=1e-6)
+    assert rates.first_token_s.likely >= 128 / prefill * 0.999  # streaming alone may take longer than the prompt did
+
+
+def test_other_models_of_the_host_are_predicted_within_20_percent():
+    """docs/benchmarks.md, "Sharing", 1 thread: calibrated on base, which stores 30 blocks and runs each once."""
+    known = calibrated(profile(238.8, 1580), model(SMOLLM2_135M, 30), dataclasses.replace(USUAL, cache_mib=exactly(32)))
+    twin = model(SMOLLM2_135M, 60)
+    for facts, decode, prefill in ((model(SMOLLM2_135M, 30, repeats=2), 134.5, 784), (twin, 123.6, 770)):
+        rates = predict_rates(facts, known, position=160, prompt_tokens=128)
+        assert rates.decode_tokens_per_s.likely == pytest.approx(decode, rel=0.2)
+        assert rates.decode_tokens_per_s.low < decode < rates.decode_tokens_per_s.high
+        assert rates.first_token_s.likely == pytest.approx(128 / prefill, rel=0.2)
+
+
+def test_rates_of_a_model_nobody_named_say_nothing():
+    with pytest.raises(UsageError, match=r"profile\.json: is of another artifact .*; name that artifact with --profiled"):
+        calibrated(profile(100, 1000))
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("{", "not JSON: "),
-        ("[]", "no object 'calibration' in it"),
-        ("{}", "no object 'calibration' in it"),
+        ("[]", "Input should be a valid dictionary"),
+        ("{}", "neither a calibration nor the rates of best_threads in it"),
+        (json.dumps({**profile(100, 1000), "best_threads": 3}), "neither a calibration nor the rates of best_threads in it"),
+        (json.dumps(profile(0, 1000)), "by_threads.0.decode_tokens_per_s.median: "),
+        (json.dumps(profile(100, 1000, prompt_tokens=0)), "prompt_tokens: "),
         (json.dumps({"calibration": {**GIVEN, "stream_gb_s": 0}}), "calibration.stream_gb_s: "),
         (json.dumps({"calibration": {**GIVEN, "stream_gb_s": "fast"}}), "calibration.stream_gb_s: "),
         (json.dumps({"calibration": {**GIVEN, "threads": 2}}), "calibration.threads: "),
-        (json.dumps({"calibration": {**GIVEN, "cache_mib": [9, 8]}}), "calibration.cache_mib: 9 is above 8"),
         (json.dumps({"calibration": {k: v for k, v in GIVEN.items() if k != "cache_mib"}}), "calibration.cache_mib: "),
     ],
 )
@@ -145,10 +186,16 @@ def test_a_profile_that_says_nothing_of_speed(tmp_path, content, said):
     file = tmp_path / "profile.json"
     file.write_text(content)
     with pytest.raises(InputError) as error:
-        read_calibration(file)
+        read_rates(file)
     assert str(error.value).startswith(f"{file}: {said}")
+    assert str(error.value).endswith("make it with: mobile-export profile ARTIFACT --out profile.json")
+
+
+def test_a_calibration_whose_ends_are_the_wrong_way_round():
+    with pytest.raises(InputError, match=r"calibration\.cache_mib: 9 is above 8"):
+        calibrated({"calibration": {**GIVEN, "cache_mib": [9, 8]}})
 
 
 def test_a_profile_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
-        read_calibration(tmp_path / "none.json")
+        read_rates(tmp_path / "none.json")

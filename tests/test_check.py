@@ -241,6 +241,33 @@ def test_impossible_questions_are_usage_errors(fails, model, arguments, line):
     assert said.startswith(line)
 
 
+def test_the_rates_of_a_profile_are_of_a_model_that_is_known(check, fails, model, tmp_path):
+    held = json.loads((model / "manifest.json").read_text())
+    rates = {"prefill_tokens_per_s": {"median": 900.0}, "decode_tokens_per_s": {"median": 50.0}}
+    file = tmp_path / "profile.json"
+
+    def write(sha256s):
+        files = [{"sha256": sha256} for sha256 in sha256s]
+        by_threads = [{"threads": 2, **rates}]
+        lengths = {"prompt_tokens": 32, "new_tokens": 0}
+        file.write_text(json.dumps({"files": files, **lengths, "by_threads": by_threads, "best_threads": 2}))
+
+    write([one["sha256"] for one in held["files"]])
+    asked = ("--phone", "Pixel 8", "--profile", file, "--prompt-tokens", 32, "--json")
+    own = verdicts(check(model, *asked)[1])["Pixel 8"]
+    assert own["decode_tokens_per_s"][1] == pytest.approx(50)
+    other = verdicts(check(checkpoint("llama"), *asked, "--kv", "int8", "--profiled", model)[1])["Pixel 8"]
+    assert other["decode_tokens_per_s"][1] == pytest.approx(50, rel=0.2)
+    write(["00"])
+    code, line = fails("check", model, "--phone", "Pixel 8", "--profile", file)
+    assert code == 2
+    assert line.startswith(f"--profile {file}: is of another artifact than the one that is checked; name that artifact with ")
+    code, line = fails("check", model, "--phone", "Pixel 8", "--profile", file, "--profiled", model)
+    assert (code, line) == (2, f"--profiled {model}: {file} is of other files; name the artifact it was measured with")
+    code, line = fails("check", model, "--phone", "Pixel 8", "--profiled", model)
+    assert (code, line) == (2, "--profiled: there is no profile it could belong to; give one with --profile")
+
+
 def test_a_profile_is_of_one_phone(fails, model, tmp_path):
     file = tmp_path / "profile.json"
     file.write_text(json.dumps({"calibration": CALIBRATION}))

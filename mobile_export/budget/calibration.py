@@ -1,4 +1,4 @@
-"""How fast a phone streams and computes: from one profile of any model, or, with wide intervals, from the phone table.
+"""How fast a phone streams and computes: as a profile states it, or, with wide intervals, as the phone table lets expect.
 
 The shares of the peak that the table's rates assume hold two published runs of ExecuTorch on the CPU: a OnePlus 12 reads
 0.87 GB of Llama 3.2 1B 50 times a second and takes 260 prompt tokens (57 % of its bandwidth, 107 G operations a big core);
@@ -7,10 +7,8 @@ a Galaxy S22 decodes SmolLM2-135M at 202 tokens/s (ExecuTorch's and optimum-exec
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 
@@ -109,29 +107,13 @@ class ProfileCalibration(pydantic.BaseModel):
     cache_mib: Quantity
 
 
-def read_calibration(path: Path) -> Calibration:
-    """The calibration in a profile: its object "calibration"; whatever else a profile holds is not looked at.
+def calibration_given(where: str, given: ProfileCalibration, source: str) -> Calibration:
+    """A calibration from the numbers a profile states.
 
     Raises:
-        InputError: no such file, not JSON, no calibration in it, or one that cannot be.
+        InputError: an interval whose ends are the wrong way round.
     """
-    again = "make it with: mobile-export profile ARTIFACT --json > profile.json"
-    try:
-        held: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror}", again) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(str(path), f"not JSON: {error}", again) from None
-    if not isinstance(held, dict) or "calibration" not in held:
-        raise InputError(str(path), "no object 'calibration' in it", again)
-    try:
-        given = ProfileCalibration.model_validate(held["calibration"])
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in ("calibration", *first["loc"][:1]))
-        raise InputError(str(path), f"{place}: {first['msg']}", again) from None
-    rates = {name: _measured(str(path), name, value) for name, value in given}
-    return Calibration(**rates, source=f"profile {path.name}")
+    return Calibration(**{name: _measured(where, name, value) for name, value in given}, source=source)
 
 
 def exact_calibration(

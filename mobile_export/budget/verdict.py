@@ -77,14 +77,14 @@ class Verdict:
     energy: Energy | None = field(default=None)
 
 
-def target_of_phone(phone: Phone, measured: Calibration | None = None) -> Target:
-    """A phone of the table; `measured` takes the place of what the table says of its speed."""
+def target_of_phone(phone: Phone) -> Target:
+    """A phone of the table, as fast as the table lets expect."""
     limit = phone.row.app_limit_mib
     return Target(
         phone.name,
         phone.dram_bytes,
         limit.interval.times(2**20) if limit else None,
-        measured or calibration_of_phone(phone),
+        calibration_of_phone(phone),
         phone,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -68,6 +69,10 @@ def check(
         Path | None,
         typer.Option("--profile", metavar="FILE", help="A profile of the phone: its speed.", show_default=False),
     ] = None,
+    profiled: Annotated[
+        Path | None,
+        typer.Option("--profiled", metavar="ARTIFACT", help="What the profile is of.", show_default=False),
+    ] = None,
     phones_file: PhonesFileOption = None,
     fail_on_uncertain: Annotated[
         bool, typer.Option("--fail-on-uncertain", help="Exit code 1 if one is uncertain, too.")
@@ -99,11 +104,17 @@ def check(
         max_first_token_s=read_seconds("--max-ttft", max_ttft) if max_ttft else None,
         min_decode_tokens_per_s=min_decode_rate,
     )
-    targets = _targets(phone or [], read_dram(dram) if dram else None, profile, phones_file or [])
+    targets = _targets(phone or [], read_dram(dram) if dram else None, phones_file or [])
     timed = limits.max_first_token_s is not None or limits.min_decode_tokens_per_s is not None or battery
-    if timed and any(target.calibration is None for target in targets):
+    if profile is None and timed and any(target.calibration is None for target in targets):
         raise UsageError("--dram", "nothing is known of the speed of an amount of DRAM", "name a --phone, or give a --profile")
+    if profile is None and profiled is not None:
+        raise UsageError("--profiled", "there is no profile it could belong to", "give one with --profile")
+    if profile is not None and len(targets) > 1:
+        raise UsageError("--profile", "it is of one phone, and several are checked", "check them one by one")
     facts, title = _facts(what, recipe, schedule, kv, form, context)
+    if profile is not None:
+        targets = [_measured(targets[0], profile, what, profiled)]
     use = Use(
         context=context,
         prompt_tokens=prompt_tokens,
@@ -120,37 +131,52 @@ def check(
     return EXIT_NO if any(verdict.outcome in failing for verdict, _ in checked.verdicts) else EXIT_YES
 
 
-def _targets(names: list[str], dram_bytes: int | None, profile: Path | None, files: list[Path]) -> list[Target]:
-    from mobile_export.budget.calibration import read_calibration
+def _targets(names: list[str], dram_bytes: int | None, files: list[Path]) -> list[Target]:
     from mobile_export.budget.interval import exactly
     from mobile_export.budget.phones import find_phones, read_phones
     from mobile_export.budget.verdict import Target, target_of_phone
 
     if not names and dram_bytes is None:
         raise UsageError("check", "no phone to check for", "name one with --phone (`phones` lists them), or give --dram 6GB")
-    measured = read_calibration(profile) if profile else None
-    if measured is not None and len(names) + (dram_bytes is not None) > 1:
-        raise UsageError("--profile", "it is of one phone, and several are checked", "check them one by one")
     found = find_phones(names, read_phones(files)) if names or files else []
-    targets = [target_of_phone(phone, measured) for phone in found]
+    targets = [target_of_phone(phone) for phone in found]
     if dram_bytes is not None:
-        targets.append(Target(f"{dram_bytes / 2**30:g} GB of DRAM", exactly(dram_bytes), calibration=measured))
+        targets.append(Target(f"{dram_bytes / 2**30:g} GB of DRAM", exactly(dram_bytes)))
     return targets
+
+
+def _measured(target: Target, profile: Path, what: str, profiled: Path | None) -> Target:
+    """A target with the speed of a profile, which is of `profiled`, or of what is checked."""
+    from mobile_export.budget.profiled import USUAL, calibration_of_profile, read_rates
+
+    rates = read_rates(profile)
+    artifact = profiled or (Path(what) if _is_artifact(what) else None)
+    facts = None
+    if artifact is not None and rates.calibration is None:
+        if rates.is_of([file.sha256 for file in read_manifest(artifact).files]):
+            facts, _ = _facts_of_artifact(artifact)
+        elif profiled is not None:
+            raise UsageError(f"--profiled {profiled}", f"{profile} is of other files", "name the artifact it was measured with")
+    return dataclasses.replace(target, calibration=calibration_of_profile(profile, rates, facts, target.calibration or USUAL))
+
+
+def _is_artifact(what: str) -> bool:
+    path = Path(what)
+    return path.suffix == ".mlpackage" or (path / MANIFEST).is_file() or path.suffix in ARTIFACTS
 
 
 def _facts(
     what: str, recipe: str | None, schedule: str | None, kv: str | None, form: str | None, context: int | None
 ) -> tuple[ModelFacts, str]:
     """The model, and a line that names it."""
-    path = Path(what)
-    if path.suffix == ".mlpackage" or (path / MANIFEST).is_file() or path.suffix in ARTIFACTS:
+    if _is_artifact(what):
         given = {"--recipe": recipe, "--schedule": schedule, "--kv": kv, "--format": form}
         option = next((name for name, value in given.items() if value is not None), None)
         if option:
             raise UsageError(
                 option, f"{what} is an artifact, and that is settled", f"leave {option} out, or name the checkpoint"
             )
-        return _facts_of_artifact(path)
+        return _facts_of_artifact(Path(what))
     if form not in (None, *FORMATS):
         raise UsageError(f"--format {form}", "no such format", f"write {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     if kv not in (None, "float32", "int8"):
