@@ -63,6 +63,15 @@ def test_an_app_limit_is_for_dirty_memory_alone():
     assert judge(FACTS, target(app_limit_mib=tight), Limits(), Use()).outcome == "does not fit"
 
 
+def test_what_the_system_keeps_is_not_there():
+    kept = Interval(2 * 2**30, 3 * 2**30, 4 * 2**30)
+    answer = judge(FACTS, dataclasses.replace(target(), reserve_bytes=kept), Limits(), Use()).answers[1]
+    assert (answer.limit, answer.outcome) == ("left by the system", "fits")
+    assert answer.allowed == Interval(2 * 2**30, 3 * 2**30, 4 * 2**30)
+    all_of_it = exactly(6 * 2**30)
+    assert judge(FACTS, dataclasses.replace(target(), reserve_bytes=all_of_it), Limits(), Use()).outcome == "does not fit"
+
+
 def test_the_worst_answer_is_the_verdict():
     limits = Limits(max_first_token_s=1e-6, min_decode_tokens_per_s=1)
     verdict = judge(FACTS, target(), limits, Use())

@@ -44,7 +44,7 @@ def test_every_value_names_a_page_and_no_source_is_left_over():
     assert used == set(held["sources"])
     assert len(held["phone"]) == len(read_phones())  # no name twice
     for page in held["sources"].values():
-        assert re.match(r"https://[\w.-]+/\S+( \(.+\))?$|phonearena\.com, article id\d+|no public value found: ", page), page
+        assert re.match(r"https://[\w.-]+/\S+( \(.+\))?$|(phonearena|tldrdaily)\.\w+, |no public value found: ", page), page
 
 
 def test_what_has_no_public_value_is_of_low_confidence_or_shared_by_a_class():

@@ -21,6 +21,10 @@ class Interval:
         """The sum, each end with its like: parts that are wrong may be wrong in the same direction."""
         return Interval(self.low + other.low, self.likely + other.likely, self.high + other.high)
 
+    def minus(self, other: Interval) -> Interval:
+        """The difference: most of it where most is there and least is taken."""
+        return Interval(self.low - other.high, self.likely - other.likely, self.high - other.low)
+
     def times(self, factor: float) -> Interval:
         """Scaled by a factor of 0 or more."""
         return Interval(self.low * factor, self.likely * factor, self.high * factor)

@@ -31,7 +31,7 @@ def onnx_memory(facts: ModelFacts, context: int, prompt_chunk: int, *, onnxrunti
     """
     spec = facts.spec
     float_bytes = VALUE_BYTES[facts.activations]
-    packed = total(_packed(matrix, facts).times(count * _copies(matrix, onnxruntime)) for matrix, count in facts.counted)
+    packed = total(_packed(matrix, facts).times(count * _copies(matrix, facts, onnxruntime)) for matrix, count in facts.counted)
     scales = sum(_scale_count(matrix) for matrix in facts.matrices) * float_bytes
     kv = facts.kv_bytes_per_token() * context * (2 if facts.portable else 1)  # the portable graph copies past to present
     tokens_with_logits = prompt_chunk if facts.all_logits else 1
@@ -52,8 +52,10 @@ def onnx_memory(facts: ModelFacts, context: int, prompt_chunk: int, *, onnxrunti
     )
 
 
-def _copies(matrix: MatrixPlan, onnxruntime: tuple[int, int]) -> int:
-    return matrix.uses if onnxruntime < ONE_COPY and matrix.name.startswith("blocks.") else 1
+def _copies(matrix: MatrixPlan, facts: ModelFacts, onnxruntime: tuple[int, int]) -> int:
+    """Packed copies of a matrix: one, or one an execution in old versions and in the portable graph."""
+    apart = onnxruntime < ONE_COPY or facts.portable
+    return matrix.uses if apart and matrix.name.startswith("blocks.") else 1
 
 
 def _scale_count(matrix: MatrixPlan) -> int:

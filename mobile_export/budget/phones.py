@@ -72,7 +72,10 @@ class Soc(_Strict):
 
 
 class PhoneRow(_Strict):
-    """A phone as its file has it. dram_gib: as sold, 2**30 bytes. app_limit_mib: most dirty memory the system grants an app."""
+    """A phone as its file has it. dram_gib: as sold, 2**30 bytes.
+
+    os_reserve_mib: what the system keeps to itself. app_limit_mib: most dirty memory it grants an app.
+    """
 
     name: str
     year: Annotated[int, pydantic.Field(ge=2015, le=2035)]

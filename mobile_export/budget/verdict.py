@@ -44,7 +44,7 @@ class Use:
 class Target:
     """What it is checked for: a phone, or an amount of DRAM alone. calibration: None where nothing is known of its speed.
 
-    app_limit_bytes: most dirty memory the system grants, None where nobody says.
+    app_limit_bytes: most dirty memory the system grants; reserve_bytes: what it keeps to itself. None where nobody says.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Target:
     app_limit_bytes: Interval | None = None
     calibration: Calibration | None = None
     phone: Phone | None = None
+    reserve_bytes: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ class Verdict:
 
 def target_of_phone(phone: Phone) -> Target:
     """A phone of the table, as fast as the table lets expect."""
-    limit = phone.row.app_limit_mib
+    limit, reserve = phone.row.app_limit_mib, phone.row.os_reserve_mib
     return Target(
         phone.name,
         phone.dram_bytes,
         limit.interval.times(2**20) if limit else None,
         calibration_of_phone(phone),
         phone,
+        reserve.interval.times(2**20) if reserve else None,
     )
 
 
@@ -103,6 +105,8 @@ def judge(facts: ModelFacts, target: Target, limits: Limits, use: Use) -> Verdic
     answers = [_at_most("memory", memory.peak, allowed, "bytes")]
     if target.app_limit_bytes is not None:
         answers.append(_at_most("app limit", memory.peak_dirty, target.app_limit_bytes, "bytes"))
+    if target.reserve_bytes is not None:
+        answers.append(_at_most("left by the system", memory.peak, target.dram_bytes.minus(target.reserve_bytes), "bytes"))
     rates = energy = None
     if target.calibration is not None:
         context = use.context or facts.max_context

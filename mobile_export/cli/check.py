@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,7 +21,7 @@ from mobile_export.manifest import read_manifest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mobile_export.budget.facts import ModelFacts
+    from mobile_export.budget.facts import Format, ModelFacts
     from mobile_export.budget.report import Checked
     from mobile_export.budget.verdict import Limits, Target, Use
 
@@ -184,13 +184,21 @@ def _facts(
     say("reading the checkpoint")
     from mobile_export.budget.facts import facts_of_weights
     from mobile_export.cli.steps import prepare
+    from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
+    from mobile_export.emit.onnx.blocks import check_blocks
+    from mobile_export.families.spec import DecoderSpec
 
     weights = prepare(what, recipe or "w4", schedule, kv)
+    spec, chosen = weights.recognised.spec, cast("Format", form or "pte")
+    if chosen == "pte":
+        check_lowerable(spec, weights.recipe.kv.dtype)
+    elif chosen == "onnx":
+        check_blocks(weights)
     for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
         warn(line)
-    limit = weights.recognised.spec.max_position_embeddings
-    chosen: Any = form or "pte"
-    facts = facts_of_weights(weights, chosen, max_context=min(limit, context or USUAL_CONTEXT))
+    attention = attention_of(spec, "custom") if isinstance(spec, DecoderSpec) else "custom"
+    rows = min(spec.max_position_embeddings, context or USUAL_CONTEXT)
+    facts = facts_of_weights(weights, chosen, max_context=rows, attention=attention)
     return facts, f"{what} as it would be exported ({chosen})"
 
 
