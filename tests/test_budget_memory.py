@@ -97,6 +97,12 @@ def test_a_packed_file_makes_the_weights_clean_and_nothing_else():
     assert [any(term.when == "load" for term in memory.terms) for memory in (plain, filed)] == [True, False]
 
 
+def test_biases_beyond_the_norms_widen_the_weights_and_break_nothing():
+    plain, biased = (estimate_memory(model(SMOLLM2_135M, 1, float_bytes=count)) for count in (0, 10 * MIB))
+    assert biased.peak.likely == plain.peak.likely
+    assert biased.peak.high - plain.peak.high == 10 * MIB
+
+
 def test_core_ml_says_that_it_was_not_measured():
     memory = estimate_memory(model(SMOLLM2_135M, 6, form="coreml", kv_dtype="float16"))
     assert any("not measured" in term.why for term in memory.terms)

@@ -16,7 +16,7 @@ from mobile_export.errors import InputError
 from mobile_export.families.spec import DecoderSpec, RwkvSpec
 from mobile_export.manifest import NAME, Manifest
 from mobile_export.quantize.matrix_plan import MatrixPlan, uses
-from mobile_export.quantize.recipe import EMBEDDING, HEAD, POSITIONS, Precision, Recipe, recipe_from
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS, Precision, Recipe, recipe_from
 
 if TYPE_CHECKING:
     from mobile_export.quantize.weights import ModelWeights
@@ -26,6 +26,7 @@ VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 INT8_ROW_EXTRA = 5  # a .pte keeps a float32 scale and an int8 zero point beside every int8 row of a head
 USUAL_PROMPT = 128  # tokens in one call, where the artifact leaves it open
 GATHERED = (EMBEDDING, POSITIONS)
+GRAPH_BYTES, GRAPH_BYTES_PER_EXECUTION = 20_000, 10_000  # of a .pte: 84,000 with 6 executions, 323,000 with 30
 
 _SPEC: pydantic.TypeAdapter[DecoderSpec] = pydantic.TypeAdapter(DecoderSpec)
 _RWKV: pydantic.TypeAdapter[RwkvSpec] = pydantic.TypeAdapter(RwkvSpec)
@@ -204,9 +205,6 @@ def facts_of_weights(weights: ModelWeights, form: Format, *, max_context: int, a
     )
 
 
-GRAPH_BYTES, GRAPH_BYTES_PER_EXECUTION = 20_000, 10_000  # of a .pte: 84,000 with 6 executions, 323,000 with 30
-
-
 def _spec(values: Mapping[str, Any], where: str) -> DecoderSpec | RwkvSpec:
     try:
         return (_RWKV if "attention_hidden_size" in values else _SPEC).validate_python(dict(values))
@@ -237,6 +235,3 @@ def _matrix(
         what = f"{name} has {shape[1]} inputs, which groups of {precision.group_size} do not divide"
         raise InputError(where, what, "export the artifact again")
     return MatrixPlan(name, shape, precision, uses(name, schedule, tied=tied))
-
-
-__all__ = ["GATHERED", "HEAD", "Format", "ModelFacts", "facts_of_manifest", "facts_of_weights"]

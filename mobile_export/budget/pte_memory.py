@@ -76,9 +76,8 @@ def _packed(matrix: MatrixPlan) -> Interval:
 
 def _packed_norms(facts: ModelFacts) -> Interval:
     """Each norm's mean as a product with a constant row, and its weights."""
-    norms = 2 * facts.stored_blocks + 1
-    row = 4 * facts.spec.hidden_size
-    return Interval(facts.float_bytes, norms * row * KERNEL_ROWS, norms * row * KERNEL_ROWS + facts.float_bytes)
+    likely = (2 * facts.stored_blocks + 1) * KERNEL_ROWS * 4 * facts.spec.hidden_size
+    return Interval(min(facts.float_bytes, likely), likely, likely + facts.float_bytes)
 
 
 def _packed_why(packed_file: bool) -> str:
