@@ -1,14 +1,18 @@
 """What a budget knows of a model: the same from an artifact's manifest as from the checkpoint, for every family."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 from exported import artifact, checkpoint, onnx_artifact, weights_of
 from test_family_shapes import SHIPPED, described
 
+from mobile_export.budget.changes import candidates
 from mobile_export.budget.facts import facts_of_manifest, facts_of_weights
 from mobile_export.budget.matrix_shapes import matrix_shape
+from mobile_export.budget.phones import read_phones
+from mobile_export.budget.verdict import Limits, Use, judge, target_of_phone
 from mobile_export.errors import InputError
 from mobile_export.families import recognise
 from mobile_export.manifest import read_manifest
@@ -17,13 +21,35 @@ from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import SharingPlan
 
 
+@functools.cache
+def shipped(name):
+    """A checkpoint of names and shapes alone, and what it is recognised as."""
+    checkpoint, _ = described(*SHIPPED[name])
+    return checkpoint, recognise(checkpoint)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_matrix_has_the_shape_its_name_and_the_spec_say(name):
-    found = recognise(described(*SHIPPED[name])[0])
+    _, found = shipped(name)
     shapes = {name: source.shape for name, source in found.weights.items() if len(source.shape) == 2}
     assert {name: matrix_shape(name, found.spec) for name in shapes} == shapes
     assert matrix_shape("blocks.0.attention.nothing.weight", found.spec) is None
     assert matrix_shape("nothing.weight", found.spec) is None
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_family_is_judged_in_every_format(name):
+    checkpoint, found = shipped(name)
+    blocks = tuple(range(found.spec.num_hidden_layers))
+    plan = SharingPlan(blocks, blocks, "none", "head.linear.weight" not in found.weights, "", "", ())
+    weights = ModelWeights(checkpoint, found, plan, read_recipe("w8"))
+    phone = target_of_phone(read_phones()["Pixel 6a"])
+    for form in ("pte", "onnx", "coreml"):
+        facts = facts_of_weights(weights, form, max_context=256)
+        verdict = judge(facts, phone, Limits(), Use())
+        assert verdict.memory.peak.low > 0.8 * sum(matrix.code_bytes for matrix in facts.multiplied), form
+        assert 0 < verdict.rates.decode_tokens_per_s.low < verdict.rates.decode_tokens_per_s.high, form
+        assert candidates(facts, [read_recipe("w4-all")])[0].facts == facts
 
 
 def test_a_manifest_gives_what_the_checkpoint_gave():
@@ -58,8 +84,7 @@ def test_a_shared_block_is_stored_once_and_runs_twice():
 
 
 def test_rwkv_has_no_cache_that_grows():
-    found_in, _ = described(*SHIPPED["rwkv-4-169m"])
-    found = recognise(found_in)
+    found_in, found = shipped("rwkv-4-169m")
     plan = SharingPlan(tuple(range(12)), tuple(range(12)), "none", False, "", "", ())
     facts = facts_of_weights(ModelWeights(found_in, found, plan, read_recipe("w8")), "onnx", max_context=1024)
     assert (facts.kv_bytes_per_token(), facts.slots) == (0, 0)
