@@ -60,7 +60,7 @@ def test_a_manifest_gives_what_the_checkpoint_gave():
     recipe = dataclasses.replace(expected.recipe, kv=got.recipe.kv)
     measured = {"kv_dtype": "int8", "recipe": recipe, "prompt_chunk": got.prompt_chunk, "graph_bytes": got.graph_bytes}
     assert got == dataclasses.replace(expected, **measured)
-    assert got.kv_bytes_per_token() == read_manifest(folder).kv_cache.bytes_per_token
+    assert got.kv_bytes(got.max_context) == read_manifest(folder).kv_cache.bytes_at_max_context
 
 
 @pytest.mark.parametrize("options", [(), ("--kv", "int8"), ("--activations", "float16"), ("--portable",), ("--all-logits",)])
@@ -68,7 +68,7 @@ def test_an_onnx_manifest_is_understood(options):
     folder = onnx_artifact(checkpoint("llama"), *options)
     manifest = read_manifest(folder)
     facts = facts_of_manifest(manifest, folder)
-    assert facts.kv_bytes_per_token() == manifest.kv_cache.bytes_per_token
+    assert facts.kv_bytes(facts.max_context) == manifest.kv_cache.bytes_at_max_context
     assert (facts.portable, facts.all_logits) == ("--portable" in options, "--all-logits" in options)
     assert facts.parameters == sum(m.parameters for m in weights_of(checkpoint("llama")).matrices.values())
 
@@ -87,7 +87,7 @@ def test_rwkv_has_no_cache_that_grows():
     found_in, found = shipped("rwkv-4-169m")
     plan = SharingPlan(tuple(range(12)), tuple(range(12)), "none", False, "", "", ())
     facts = facts_of_weights(ModelWeights(found_in, found, plan, read_recipe("w8")), "onnx", max_context=1024)
-    assert (facts.kv_bytes_per_token(), facts.slots) == (0, 0)
+    assert (facts.kv_bytes(1024), facts.slots) == (0, 0)
     assert facts.state_bytes == 12 * 5 * 768 * 4
 
 
@@ -97,7 +97,11 @@ BROKEN = {
     "a schedule of blocks that are not there": (("sharing", "schedule"), [0, 7], "sharing: the schedule does not run"),
     "no schedule": (("sharing", "schedule"), None, "sharing: no schedule, blocks and tied in it"),
     "another recipe": (("recipe", "linear"), {"bits": 8}, "is 4-bit, group 32, the recipe beside it says 8-bit"),
-    "a cache of another size": (("kv_cache", "bytes_per_token"), 17, "kv_cache.bytes_per_token is 17, its spec gives "),
+    "a cache of another size": (
+        ("kv_cache", "bytes_at_max_context"),
+        17,
+        "kv_cache.bytes_at_max_context is 17, its spec gives ",
+    ),
     "another width": (("spec", "hidden_size"), 72, "inputs, which groups of 32 do not divide"),
 }
 

@@ -23,7 +23,7 @@ def coreml_memory(facts: ModelFacts, context: int, prompt_chunk: int) -> tuple[T
         Term(PROCESS, _mib(4, 10, 40), _mib(10, 20, 60), why="Core ML; not measured"),
         Term("weights", clean=exactly(weights), why="codes and float16 scales; mapped"),
         Term("unpacked weights", Interval(0, 0, max(unpacked, weights)), NOTHING, why="if a compute unit does not take codes"),
-        Term("KV cache", exactly(facts.kv_bytes_per_token() * context + facts.state_bytes), why=kv_why(facts, context)),
+        Term("KV cache", exactly(facts.kv_bytes(context) + facts.state_bytes), why=kv_why(facts, context)),
         Term("activations", Interval(values / 2, values, 4 * values), why=f"of {prompt_chunk} tokens in one call"),
         Term("logits", exactly(2 * spec.vocab_size), why="of one token, float16"),
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pydantic
 
@@ -124,13 +124,13 @@ class ModelFacts:
         """What each matrix outside of blocks does: the head, and projections around the stream."""
         return tuple(work_of([matrix]) for matrix in self.multiplied if not matrix.name.startswith("blocks."))
 
-    def kv_bytes_per_token(self) -> int:
-        """Bytes one token adds to the KV cache over all slots, keys and values."""
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of keys and values over all slots, with so many rows in each."""
         if isinstance(self.spec, RwkvSpec):
             return 0
         extra = INT8_ROW_EXTRA if self.format == "pte" and self.kv_dtype == "int8" else 0
-        row = self.spec.head_dim * VALUE_BYTES[self.kv_dtype] + extra
-        return 2 * self.slots * self.spec.num_key_value_heads * row
+        head = self.spec.head_dim * VALUE_BYTES[self.kv_dtype] + extra
+        return 2 * self.slots * context * self.spec.num_key_value_heads * head
 
     def with_recipe(self, recipe: Recipe) -> ModelFacts:
         """The same model stored by another recipe; its cache stays what it is."""
@@ -152,9 +152,12 @@ def facts_of_manifest(manifest: Manifest, artifact: Path) -> ModelFacts:
         if str(recipe.precision_of(name)) != precision:
             what = f"{name} is {precision}, the recipe beside it says {recipe.precision_of(name)}"
             raise InputError(where, what, "export the artifact again")
+    for what, dtype in (("kv_cache.dtype", manifest.kv_cache.dtype), *_onnx_types(manifest)):
+        if dtype not in VALUE_BYTES:
+            raise InputError(where, f"{what} is {dtype!r}, not {', '.join(VALUE_BYTES)}", "export the artifact again")
     sizes = {part.name: part.bytes for part in manifest.parts}
     facts = ModelFacts(
-        format="pte" if manifest.pte else "onnx",
+        format=cast("Format", manifest.format),
         spec=spec,
         recipe=recipe,
         matrices=tuple(_matrix(name, spec, recipe, schedule, tied, where) for name in manifest.matrices),
@@ -173,10 +176,15 @@ def facts_of_manifest(manifest: Manifest, artifact: Path) -> ModelFacts:
         portable=manifest.onnx.portable if manifest.onnx else False,
         trained_context=spec.max_position_embeddings,
     )
-    if facts.kv_bytes_per_token() != manifest.kv_cache.bytes_per_token:
-        what = f"kv_cache.bytes_per_token is {manifest.kv_cache.bytes_per_token}, its spec gives {facts.kv_bytes_per_token()}"
+    said, known = manifest.kv_cache.bytes_at_max_context, facts.kv_bytes(manifest.max_context)
+    if said != known:
+        what = f"kv_cache.bytes_at_max_context is {said}, its spec gives {known}"
         raise InputError(where, what, "export the artifact again")
     return facts
+
+
+def _onnx_types(manifest: Manifest) -> list[tuple[str, str]]:
+    return [("onnx.activations", manifest.onnx.activations)] if manifest.onnx else []
 
 
 def facts_of_weights(weights: ModelWeights, form: Format, *, max_context: int, attention: str = "custom") -> ModelFacts:

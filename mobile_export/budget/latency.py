@@ -43,7 +43,7 @@ def predict_rates(facts: ModelFacts, calibration: Calibration, *, position: int,
     prefill = _interval(calibration, lambda speeds: prefill_seconds(facts, speeds, prompt_tokens))
     reused = reused_executions(facts, calibration.likely().cache_bytes, position)
     streamed = sum(facts.work[stored].bytes for place, stored in enumerate(facts.schedule) if place not in reused)
-    streamed += sum(work.bytes for work in facts.outer_work) + facts.kv_bytes_per_token() * position
+    streamed += sum(work.bytes for work in facts.outer_work) + facts.kv_bytes(position)
     return Rates(decode.per(1), prefill, position, prompt_tokens, streamed, len(reused))
 
 
@@ -84,7 +84,7 @@ def reused_executions(facts: ModelFacts, cache_bytes: float, position: int) -> s
 
 def kv_slot_bytes(facts: ModelFacts, position: int) -> int:
     """Bytes of keys and values one execution reads at a position."""
-    return facts.kv_bytes_per_token() * position // facts.slots if facts.slots else 0
+    return facts.kv_bytes(position) // facts.slots if facts.slots else 0
 
 
 def attention_operations(facts: ModelFacts, position: float) -> float:

@@ -33,7 +33,7 @@ def onnx_memory(facts: ModelFacts, context: int, prompt_chunk: int, *, onnxrunti
     float_bytes = VALUE_BYTES[facts.activations]
     packed = total(_packed(matrix, facts).times(count * _copies(matrix, facts, onnxruntime)) for matrix, count in facts.counted)
     scales = sum(_scale_count(matrix) for matrix in facts.matrices) * float_bytes
-    kv = facts.kv_bytes_per_token() * context * (2 if facts.portable else 1)  # the portable graph copies past to present
+    kv = facts.kv_bytes(context) * (2 if facts.portable else 1)  # the portable graph copies past to present
     tokens_with_logits = prompt_chunk if facts.all_logits else 1
     return (
         Term(PROCESS, _mib(2, 8, 10), _mib(8, 11, 16), why="the runtime's libraries before anything is loaded"),

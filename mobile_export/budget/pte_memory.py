@@ -43,7 +43,7 @@ def pte_memory(facts: ModelFacts, context: int, prompt_chunk: int, *, packed_fil
             "table", clean=exactly(_gathered(facts) + _rotary(facts, context)), why="gathered from, and rotary tables; mapped"
         ),
         Term("graph", clean=exactly(facts.graph_bytes), why="the program's instructions in the file"),
-        Term("KV cache", exactly(facts.kv_bytes_per_token() * context + facts.state_bytes), why=kv_why(facts, context)),
+        Term("KV cache", exactly(facts.kv_bytes(context) + facts.state_bytes), why=kv_why(facts, context)),
         Term("arena", _arena(facts, context, prompt_chunk), why=f"values between delegates, {prompt_chunk} tokens in one call"),
         Term("workspace", _workspace(facts, prompt_chunk), when="run", why="values within a delegate"),
         Term("logits", exactly(4 * facts.spec.vocab_size), when="run", why="of one token, float32"),
