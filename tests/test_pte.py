@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobile_export.cli import run
 from mobile_export.emit.executorch.pieces import constants_of
-from mobile_export.quantize.weights import EMBEDDING
+from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.verify.pte_runtime import PteRuntime
 
 TOKENS = [5, 17, 40, 3, 88, 61, 9, 12, 33, 70, 21, 50]

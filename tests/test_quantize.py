@@ -20,8 +20,8 @@ from mobile_export.errors import InputError
 from mobile_export.families import recognise
 from mobile_export.quantize import clip_search, sizes
 from mobile_export.quantize.clip_search import TINY, quantize_weight
-from mobile_export.quantize.recipe import Precision, read_recipe
-from mobile_export.quantize.weights import EMBEDDING, HEAD, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING, HEAD, Precision, read_recipe
+from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
 
 W4, W8 = Precision(4, 32), Precision(8)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mobile_export import __version__
 from mobile_export.errors import InputError, MissingTool, UsageError
-from mobile_export.manifest import FileDigest, Manifest, read_manifest
+from mobile_export.manifest import FileDigest, Manifest, folder_of, read_manifest
 from mobile_export.measure import build
 from mobile_export.measure.launch import launch
 from mobile_export.measure.measurement import Job, Measurement, Resident
@@ -71,7 +71,7 @@ def profile_artifact(artifact: Path, request: Request, say: Callable[[str], None
         MissingTool: the runner asked for cannot be had, crashed, hangs or prints rubbish.
     """
     manifest = read_manifest(artifact)
-    folder = artifact if artifact.is_dir() else artifact.parent
+    folder = folder_of(artifact)
     _check(request, manifest)
     files = _digests(folder, manifest)
     command = _runner(request, manifest, say, warn)

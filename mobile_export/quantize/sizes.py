@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mobile_export.families.spec import DecoderSpec, Recognised, RwkvSpec
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
-from mobile_export.sharing import SharingPlan
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.sharing import SharingPlan
 
 GROUP_SIZE = 32  # of the 4-bit column
 

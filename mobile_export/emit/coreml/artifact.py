@@ -15,8 +15,9 @@ from mobile_export.emit.describe import describe, export_id
 from mobile_export.errors import InputError, UsageError
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.sizes import kv_slots, state_bytes
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+from mobile_export.quantize.weights import ModelWeights
 
 TARGET = "iOS 18"
 FLOAT16 = 2  # bytes

@@ -22,8 +22,8 @@ from mobile_export.emit.executorch.short_conv import ConvInput, ConvOutput
 from mobile_export.families.spec import BlockSpec, DecoderSpec, RwkvSpec
 from mobile_export.model.decoder import FeedForward
 from mobile_export.model.rwkv import RwkvHead
-from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS, Precision
+from mobile_export.quantize.weights import ModelWeights
 
 ENTRY, ENTRY_NORM = "embedding.", "embedding.norm."
 INNER = re.compile(r"^inner\.")  # ConvInput's word for "in"
