@@ -122,7 +122,7 @@ def _constant(program: object, method: str) -> int:
 
 
 @contextlib.contextmanager
-def _logs_on_stderr() -> Iterator[None]:
+def logs_on_stderr() -> Iterator[None]:
     """ExecuTorch's C++ logs write to file descriptor 1: send it to stderr, so stdout holds the JSON alone."""
     sys.stdout.flush()
     saved = os.dup(1)
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     asked = parser.parse_args()
     os.environ.update(SINGLE_OPENMP_THREAD)  # read when libgomp is loaded, which is below
-    with _logs_on_stderr():
+    with logs_on_stderr():
         measured = measure_here(
             asked.pte, threads=asked.threads, prompt_tokens=asked.prompt_tokens, new_tokens=asked.new_tokens
         )

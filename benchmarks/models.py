@@ -19,7 +19,7 @@ import torch
 from mobile_export.checkpoint import Checkpoint, StoredTensor
 from mobile_export.families import RwkvSpec, recognise, settle
 from mobile_export.quantize.recipe import read_recipe
-from mobile_export.quantize.sizes import kv_bytes_per_token, kv_slots, part_sizes, state_bytes, stored_parameters
+from mobile_export.quantize.sizes import kv_bytes, kv_slots, part_sizes, state_bytes, stored_parameters
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
 
@@ -108,7 +108,7 @@ def row(model: Mapping[str, Any], footnotes: list[str]) -> tuple[str, ...]:
     else:
         slots = kv_slots(weights.recognised, plan)
         heads = f"{spec.num_attention_heads} / {spec.num_key_value_heads} x {spec.head_dim}"
-        kept = " / ".join(f"{kv_bytes_per_token(spec, slots, dtype):,}" for dtype in ("float32", "int8"))
+        kept = " / ".join(f"{kv_bytes(spec, slots, dtype):,}" for dtype in ("float32", "int8"))
     against = f"`{model['tiny']}`" + (", real weights" if model["name"] in REAL_WEIGHTS else "")
     return (
         model["name"] + "".join(marks),

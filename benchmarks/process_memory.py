@@ -28,15 +28,15 @@ class ImportsMemory:
     def __init__(self) -> None:
         _return_freed_memory()
         _reset_peak()
-        self._dirty_mib, self._clean_mib = _memory_mib()
+        self.dirty_mib, self._clean_mib = _memory_mib()
 
     @property
     def mib(self) -> float:
-        return self._dirty_mib + self._clean_mib
+        return self.dirty_mib + self._clean_mib
 
     def above(self) -> Resident:
         dirty_mib, clean_mib = _memory_mib()
-        return Resident(dirty_mib - self._dirty_mib, clean_mib - self._clean_mib)
+        return Resident(dirty_mib - self.dirty_mib, clean_mib - self._clean_mib)
 
     def peak_mib(self) -> float:
         """Most ever resident (VmHWM) above the imports."""

@@ -63,6 +63,7 @@ def model(
         "spec": spec,
         "recipe": stored,
         "matrices": matrices,
+        "blocks": tuple(range(blocks)),
         "schedule": schedule,
         "tied": tied,
         "slots": len(schedule),

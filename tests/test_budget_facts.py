@@ -6,31 +6,30 @@ import json
 
 import pytest
 from exported import artifact, checkpoint, onnx_artifact, weights_of
-from test_family_shapes import SHIPPED, described
 
+from benchmarks.models import MODELS
+from benchmarks.models import weights_of as weights_of_model
 from mobile_export.budget.changes import candidates
 from mobile_export.budget.facts import facts_of_manifest, facts_of_weights
 from mobile_export.budget.matrix_shapes import matrix_shape
 from mobile_export.budget.phones import read_phones
 from mobile_export.budget.verdict import Limits, Use, judge, target_of_phone
 from mobile_export.errors import InputError
-from mobile_export.families import recognise
 from mobile_export.manifest import read_manifest
 from mobile_export.quantize.recipe import read_recipe
-from mobile_export.quantize.weights import ModelWeights
-from mobile_export.sharing import SharingPlan
+
+SHIPPED = {model["name"]: model for model in MODELS}
 
 
 @functools.cache
 def shipped(name):
-    """A checkpoint of names and shapes alone, and what it is recognised as."""
-    checkpoint, _ = described(*SHIPPED[name])
-    return checkpoint, recognise(checkpoint)
+    """Weights of names and shapes alone."""
+    return weights_of_model(SHIPPED[name], "w8")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_matrix_has_the_shape_its_name_and_the_spec_say(name):
-    _, found = shipped(name)
+    found = shipped(name).recognised
     shapes = {name: source.shape for name, source in found.weights.items() if len(source.shape) == 2}
     assert {name: matrix_shape(name, found.spec) for name in shapes} == shapes
     assert matrix_shape("blocks.0.attention.nothing.weight", found.spec) is None
@@ -39,10 +38,7 @@ def test_a_matrix_has_the_shape_its_name_and_the_spec_say(name):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_family_is_judged_in_every_format(name):
-    checkpoint, found = shipped(name)
-    blocks = tuple(range(found.spec.num_hidden_layers))
-    plan = SharingPlan(blocks, blocks, "none", "head.linear.weight" not in found.weights, "", "", ())
-    weights = ModelWeights(checkpoint, found, plan, read_recipe("w8"))
+    weights = shipped(name)
     phone = target_of_phone(read_phones()["Pixel 6a"])
     for form in ("pte", "onnx", "coreml"):
         facts = facts_of_weights(weights, form, max_context=256)
@@ -84,9 +80,7 @@ def test_a_shared_block_is_stored_once_and_runs_twice():
 
 
 def test_rwkv_has_no_cache_that_grows():
-    found_in, found = shipped("rwkv-4-169m")
-    plan = SharingPlan(tuple(range(12)), tuple(range(12)), "none", False, "", "", ())
-    facts = facts_of_weights(ModelWeights(found_in, found, plan, read_recipe("w8")), "onnx", max_context=1024)
+    facts = facts_of_weights(shipped("RWKV/rwkv-4-169m-pile"), "onnx", max_context=1024)
     assert (facts.kv_bytes(1024), facts.slots) == (0, 0)
     assert facts.state_bytes == 12 * 5 * 768 * 4
 

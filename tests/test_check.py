@@ -304,8 +304,8 @@ def test_what_is_not_there_or_too_long_is_refused(fails, model, tmp_path):
     assert (code, line) == (2, "--format gguf: no such format; write pte, onnx or coreml")
     code, line = fails("check", checkpoint("llama"), "--dram", "6GB", "--kv", "int2")
     assert (code, line) == (2, "--kv int2: no such cache; write float32 or int8")
-    code, line = fails("check", written("rwkv4"), "--dram", "6GB")
-    assert (code, line.split("; ")[1]) == (3, "try `mobile-export onnx`")
+    code, line = fails("check", written("rwkv4"), "--dram", "6GB", "--format", "coreml")
+    assert (code, line.split("; ")[1]) == (3, "use `pte` or `onnx`")
     code, line = fails("check", model, "--dram", "6GB", "--html", tmp_path / "none" / "page.html")
     assert code == 4
     assert line == f"--html {tmp_path / 'none' / 'page.html'}: cannot be written: No such file or directory; name another place"

@@ -184,6 +184,7 @@ def _facts(
     say("reading the checkpoint")
     from mobile_export.budget.facts import facts_of_weights
     from mobile_export.cli.steps import prepare
+    from mobile_export.emit.coreml.expressible import check_expressible
     from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
     from mobile_export.emit.onnx.blocks import check_blocks
     from mobile_export.families.spec import DecoderSpec
@@ -194,6 +195,8 @@ def _facts(
         check_lowerable(spec, weights.recipe.kv.dtype)
     elif chosen == "onnx":
         check_blocks(weights)
+    else:
+        check_expressible(weights)
     for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
         warn(line)
     attention = attention_of(spec, "custom") if isinstance(spec, DecoderSpec) else "custom"

@@ -50,7 +50,8 @@ def coreml(
     job = settle(checkpoint, recipe, schedule, None, out, max_context, "coreml")
     with without_noise():
         say("loading torch and coremltools")
-        from mobile_export.emit.coreml.artifact import check_expressible, predicted_bytes, write_artifact
+        from mobile_export.emit.coreml.artifact import predicted_bytes, write_artifact
+        from mobile_export.emit.coreml.expressible import check_expressible
         from mobile_export.emit.coreml.layouts import CoreMlOptions
 
         options = CoreMlOptions(job.context, layout, min(max_prompt or 64, job.context), palettes)  # type: ignore[arg-type]

@@ -82,8 +82,9 @@ def _for_xnnpack(job: Job, max_prompt: int, attention: str, verify: bool) -> Man
 
 def _for_core_ml(job: Job, max_prompt: int, verify: bool) -> Manifest:
     say("loading torch, coremltools and executorch")
-    from mobile_export.emit.coreml.artifact import check_expressible, predicted_bytes
+    from mobile_export.emit.coreml.artifact import predicted_bytes
     from mobile_export.emit.coreml.delegate import write_artifact
+    from mobile_export.emit.coreml.expressible import check_expressible
     from mobile_export.emit.coreml.layouts import CoreMlOptions
 
     options = CoreMlOptions(job.context, "delegate", max_prompt)

@@ -12,8 +12,6 @@ from mobile_export.checkpoint.tokenizer import with_tokenizer_json
 from mobile_export.emit.coreml.layouts import CoreMlOptions
 from mobile_export.emit.coreml.package import CONTENTS, CoreMlProgram, write_package
 from mobile_export.emit.describe import describe, export_id
-from mobile_export.errors import InputError, UsageError
-from mobile_export.families.spec import DecoderSpec
 from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest
 from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.sizes import kv_slots, state_bytes
@@ -21,29 +19,9 @@ from mobile_export.quantize.weights import ModelWeights
 
 TARGET = "iOS 18"
 FLOAT16 = 2  # bytes
-SMALLEST_RANGE = 3  # LanguageModelWithStatefulKVCache refuses a package whose lengths differ by no more than 1
 PACKAGES = ("torch", "coremltools")
 EXPORT_ID = "mobile-export.export-id"
 HUB_NAME = "co.huggingface.exporters.name"  # where swift-transformers looks for a tokenizer it was not given
-
-
-def check_expressible(weights: ModelWeights, options: CoreMlOptions) -> None:
-    """Refuse what a package of ours cannot hold, before any work.
-
-    Raises:
-        InputError: RWKV's recurrence.
-        UsageError: an int8 cache, palettes of nothing, a context swift-transformers takes for a fixed shape.
-    """
-    if not isinstance(weights.recognised.spec, DecoderSpec):
-        what = f"{weights.recognised.spec.family} keeps a running state, which the Core ML emitter does not write yet"
-        raise InputError(weights.checkpoint.source, what, "use `onnx`")
-    if weights.recipe.kv.dtype == "int8":
-        what = "asks for an int8 cache, and Core ML's states are float16"
-        raise UsageError(f"recipe {weights.recipe.name}", what, "choose a recipe without one")
-    if options.palettes and not any(matrix.precision.bits == 4 for matrix in weights.matrices.values()):
-        raise UsageError("--palettes", f"recipe {weights.recipe.name} has no 4-bit weights", "choose one that has, such as w4")
-    if options.layout == "stock" and options.max_context < SMALLEST_RANGE:
-        raise UsageError("--max-context", "swift-transformers wants a range of lengths", f"use at least {SMALLEST_RANGE}")
 
 
 def write_artifact(
