@@ -25,9 +25,11 @@ from mobile_export.emit.card import card
 from mobile_export.emit.executorch import attention, program
 from mobile_export.emit.executorch.artifact import write_artifact
 from mobile_export.emit.executorch.program import PteOptions, PteProgram, build_program
+from mobile_export.manifest import PteGraph
 from mobile_export.model.attention_rule import AttentionRule, seen
 from mobile_export.quantize.sizes import kv_rows
 from mobile_export.quantize.weights import ModelWeights
+from mobile_export.verify.pte import verify_pte
 from mobile_export.verify.pte_runtime import PteRuntime
 
 NAME, WINDOW = "gemma3", FAMILIES["gemma3"].config["sliding_window"]  # blocks: a window, the whole past, a window
@@ -144,6 +146,21 @@ def test_a_ring_that_is_wrong_by_a_row_would_show(monkeypatch, expected, mutatio
     monkeypatch.setattr(*MUTATIONS[mutation])
     got = over_texts(runtime_of(built.__wrapped__("custom"), "mutated"))
     assert error(got, expected[ENDS]) > 100 * LIMIT
+
+
+def test_a_ring_is_verified_once_around(tmp_path, monkeypatch):
+    """A ring longer than the other checks' texts: what goes wrong where it wraps is found by this check, and no other."""
+    held = prepare(str(write_family(tmp_path / "checkpoint", NAME, sliding_window=30)), "fp32", None, None)
+    graph = PteGraph(PROMPT, "custom", {}, 0, 0, {})
+
+    def failed(made: PteProgram) -> list[str]:
+        (tmp_path / "m.pte").write_bytes(made.file)
+        return [check.name for check in verify_pte(tmp_path / "m.pte", held, graph, CONTEXT).checks if not check.passed]
+
+    options = PteOptions(CONTEXT, PROMPT)
+    assert not failed(build_program(held, options, 1, (2,)))
+    monkeypatch.setattr(attention, "unseen_in_ring", unwrapped)
+    assert failed(build_program(held, options, 1, (2,))) == [f"42 tokens in chunks of {PROMPT}, past every window"]
 
 
 @given(st.integers(1, 9), st.booleans(), st.integers(1, 9), st.lists(st.integers(1, 9), max_size=30))

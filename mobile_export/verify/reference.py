@@ -171,9 +171,18 @@ def _table(weights: ModelWeights, name: str) -> nn.Module:
 
 def reference_logits(decoder: Reference, tokens: list[int]) -> torch.Tensor:
     """Logits of every position in one uncached pass, float32 [T, vocab]."""
+    return _logits(decoder, tokens, len(tokens))
+
+
+def reference_last(decoder: Reference, tokens: list[int]) -> torch.Tensor:
+    """Logits of the last position in one uncached pass, float32 [vocab]: of a text whose logits would fill the memory."""
+    return _logits(decoder, tokens, 1)[0]
+
+
+def _logits(decoder: Reference, tokens: list[int], positions: int) -> torch.Tensor:
     if isinstance(decoder, Decoder):
         assert isinstance(decoder.attend, PlainAttention)
         decoder.attend.forget()
     with torch.no_grad():
         stream = decoder.hidden(torch.tensor([tokens]), torch.zeros(1, dtype=torch.int64))
-        return decoder.head(stream)[0]
+        return decoder.head(stream[:, -positions:])[0]
