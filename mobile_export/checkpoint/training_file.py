@@ -37,7 +37,7 @@ def read_training_file(path: Path) -> tuple[list[StoredTensor], list[str]]:
     return tensors, notes + [
         f"{path.name}: {key} holds weights of the same names, which are not used: {ALONE} to export them"
         for key, other in rest.items()
-        if isinstance(other, dict) and common_names(other) == common_names(model)
+        if isinstance(other, dict) and _names(other) == _names(model)
     ]
 
 
@@ -67,8 +67,8 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix
 
 
-def common_names(state: Mapping[Any, Any]) -> set[str] | None:
-    """The names of a state dict without its wrappers'; None where it is none."""
+def _names(state: Mapping[Any, Any]) -> set[str] | None:
+    """The names of a state dict without what wrappers put before them; None where it is none."""
     if not _is_state_dict(state):
         return None
     prefix = common_prefix(state)
