@@ -50,7 +50,7 @@ def launch(command: Sequence[str], job: Job, *, timeout_s: float) -> Measurement
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()  # not for its output: what left its group may hold the pipes for ever
     last = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:300]
     if process.returncode == REFUSED:
         raise InputError(str(job.model), f"the runtime refuses it: {last}", "export it again, with the same versions")

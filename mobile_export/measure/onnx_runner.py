@@ -6,6 +6,7 @@ python -m mobile_export.measure.onnx_runner --model out/model.onnx --threads 2
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ class OnnxModel:
         rows = self.manifest.max_context if self.in_place else 0
         self.before = [self._filled(value, rows) for value in self.kept]
 
-    def step(self, tokens: list[int], start: int) -> list[float]:
+    def step(self, tokens: list[int], start: int) -> Sequence[float]:
         if start == 0:
             self.cache = self.before
         binding = self.session.io_binding()

@@ -30,11 +30,15 @@ def operator_times(etdump: Path) -> list[OperatorTime]:
         calls[key] += 1
         so_far = seconds[key] or [0.0] * len(raw)
         seconds[key] = [before + now for before, now in zip(so_far, raw, strict=True)]
-    return _shares(calls, {key: statistics.median(steps) for key, steps in seconds.items()})
+    return shares(calls, {key: statistics.median(steps) for key, steps in seconds.items()})
 
 
-def _shares(calls: Counter[tuple[str, bool]], milliseconds: dict[tuple[str, bool], float]) -> list[OperatorTime]:
-    """One line an operator, and two for what lies around them."""
+def shares(calls: Counter[tuple[str, bool]], milliseconds: dict[tuple[str, bool], float]) -> list[OperatorTime]:
+    """One line an operator, and two for what lies around them; together the step.
+
+    Args:
+        calls, milliseconds: (event, within a delegate) -> a step's, those of STEP, OPERATOR and DELEGATE among them.
+    """
     step, delegated = milliseconds.pop((STEP, False)), milliseconds.pop((DELEGATE, False), 0.0)
     milliseconds.pop((OPERATOR, False), None)
     within = sum(took for (_, delegate), took in milliseconds.items() if delegate)

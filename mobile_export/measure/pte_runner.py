@@ -6,6 +6,7 @@ python -m mobile_export.measure.pte_runner --model out/model.pte --threads 2
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 
 import torch
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  the llama operators
@@ -43,7 +44,7 @@ class PteModel:
         except RuntimeError as error:
             raise self._refused("initialising forward", error) from None
 
-    def step(self, tokens: list[int], start: int) -> list[float]:
+    def step(self, tokens: list[int], start: int) -> Sequence[float]:
         try:
             outputs = self.forward.execute([torch.tensor([tokens]), torch.tensor([start])])
         except RuntimeError as error:

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +37,7 @@ class Model(Protocol):
     def initialise(self) -> None:
         """Pack the weights and plan the memory."""
 
-    def step(self, tokens: list[int], start: int) -> list[float]:
+    def step(self, tokens: list[int], start: int) -> Sequence[float]:
         """Logits of the last token; read only where they are asked for."""
 
 
@@ -102,17 +102,21 @@ def _measure(job: Job, load: Callable[[Job], Model]) -> Measurement:
 
 
 def _prompt(model: Model, tokens: list[int]) -> float:
-    """Seconds of a prompt, in pieces where the model takes no more at once."""
+    """Seconds of a prompt."""
     began = time.perf_counter()
-    for start in range(0, len(tokens), model.max_prompt):
-        model.step(tokens[start : start + model.max_prompt], start)
+    _read(model, tokens)
     return time.perf_counter() - began
 
 
-def _logits(model: Model, tokens: list[int]) -> Logits:
+def _read(model: Model, tokens: list[int]) -> Sequence[float]:
+    """Logits of a prompt's last token; in pieces where the model takes no more at once."""
     for start in range(0, len(tokens), model.max_prompt):
         logits = model.step(tokens[start : start + model.max_prompt], start)
-    values = [float(value) for value in logits]
+    return logits
+
+
+def _logits(model: Model, tokens: list[int]) -> Logits:
+    values = [float(value) for value in _read(model, tokens)]
     return Logits(tokens, len(values), max(range(len(values)), key=values.__getitem__), sum(values), values[:LOGITS_VALUES])
 
 
