@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +29,6 @@ from benchmarks.warm_file import warm
 from mobile_export.manifest import Manifest, read_manifest
 
 INTERVAL_S = 0.001
-STRIDE = 7919  # a prime: shares no factor with a vocabulary's size
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def measure_here(folder: Path, prompt_chunk: int, context: int | None) -> Memory
 
 
 def _token(position: int, vocab: int) -> int:
-    """Tokens spread over the whole table, none twice in a row of thousands: what touches most of its pages."""
-    return position * STRIDE % vocab
+    """A token drawn at random, the same for the same position."""
+    return random.Random(position).randrange(vocab)
 
 
 Step = Callable[[list[int], int], object]

@@ -6,6 +6,8 @@ Kernels of other processors pack by other rules: none needs less than the codes 
 
 from __future__ import annotations
 
+import math
+
 from mobile_export.budget.facts import VALUE_BYTES, ModelFacts
 from mobile_export.budget.interval import Interval, exactly, total
 from mobile_export.budget.pte_memory import PROCESS, SOURCE_WHY, kv_why
@@ -18,7 +20,7 @@ from mobile_export.quantize.recipe import EMBEDDING
 ONE_COPY = (1, 28)  # the first version that packs a matrix once, however many nodes multiply with it
 BLOCK_BYTES = 8  # beside the codes: a float32 scale and a float32 sum for every block
 EXECUTION_BYTES = 0.13 * MIB  # nodes, kernels and their shapes of one execution
-FAULT_AROUND = 64 * 1024  # what Linux maps at the touch of one page of a file
+FAULT_AROUND = 96 * 1024  # mapped at the touch of one page of a file: 64 KiB, more where the page cache has larger folios
 
 
 def onnx_memory(facts: ModelFacts, context: int, prompt_chunk: int, *, onnxruntime: tuple[int, int]) -> tuple[Term, ...]:
@@ -89,7 +91,9 @@ def _source(facts: ModelFacts) -> Term:
 
 
 def _table(facts: ModelFacts, context: int) -> Term:
-    """Pages of the table that lookups touch, with those the kernel maps around them: soon all of it.
+    """Pages of the table that lookups touch, with those the kernel maps around them: soon nearly all of it.
+
+    Likely for tokens drawn at random, which leave exp(-touched / table) of it out; a text says some words again.
 
     A float table is multiplied with as it is mapped, and the portable graph reads its table from end to end.
     """
@@ -98,8 +102,9 @@ def _table(facts: ModelFacts, context: int) -> Term:
         return Term("table", clean=exactly(table.code_bytes), why="of floats; mapped")
     if facts.portable:
         return Term("table", clean=exactly(table.code_bytes), when="run", why="read whole; mapped")
-    most = min(table.code_bytes, FAULT_AROUND * context)
-    return Term("table", clean=Interval(0.1 * most, most, most), when="run", why="rows that were looked up; mapped")
+    likely = table.code_bytes * -math.expm1(-FAULT_AROUND * context / table.code_bytes)
+    clean = Interval(0.1 * likely, likely, table.code_bytes)
+    return Term("table", clean=clean, when="run", why="rows that were looked up; mapped")
 
 
 def _activations(facts: ModelFacts, context: int, tokens: int) -> Interval:
