@@ -10,10 +10,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | column -t -s '|'
 
-demo: .venv/installed ## export SmolLM2-135M to build/smollm2-135m (.pte) and -onnx, verify, report, generate a sentence
+demo: .venv/installed ## export SmolLM2-135M to build/smollm2-135m (.pte) and -onnx, verify, report, generate, check
 	$(BIN)/mobile-export inspect smollm2-135m
 	$(BIN)/mobile-export pte smollm2-135m --out build/smollm2-135m
 	$(BIN)/mobile-export generate build/smollm2-135m "The capital of France is"
+	$(BIN)/mobile-export check build/smollm2-135m --phone all --dram 6GB --share 5%
 	$(BIN)/mobile-export onnx smollm2-135m --out build/smollm2-135m-onnx
 	$(BIN)/mobile-export generate build/smollm2-135m-onnx "The capital of France is"
 

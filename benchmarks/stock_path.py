@@ -103,7 +103,7 @@ def build_stock_decoder(weights: ModelWeights, options: PteOptions) -> nn.Module
     from mobile_export.emit.executorch.embedding import Gather8Bit
     from mobile_export.model.decoder import AttentionInput, Block, Decoder, FeedForward, Head
     from mobile_export.model.rotary import RotaryTables
-    from mobile_export.quantize.weights import EMBEDDING, HEAD
+    from mobile_export.quantize.recipe import EMBEDDING, HEAD
 
     spec, plan = weights.recognised.decoder, weights.plan
     with torch.device("meta"):

@@ -1,6 +1,6 @@
 """mobile-export: a trained decoder-only language model -> an artifact a phone runs, one copy of every weight.
 
-checkpoint/  1 read      folder or .gguf -> Checkpoint: config, lazy tensors, tokenizer, licence
+checkpoint/  1 read      folder, .pt or .gguf -> Checkpoint: config, lazy tensors, tokenizer, licence
 families/    2 recognise Checkpoint -> DecoderSpec + weight map; one file per family
 sharing.py   3 share     spec + tensors -> SharingPlan: what is stored once, in which order it runs
 model/       4 build     spec + weights -> Decoder; decoder.py, rwkv.py

@@ -3,6 +3,18 @@
 EXIT_YES, EXIT_NO, EXIT_USAGE, EXIT_INPUT, EXIT_MISSING, EXIT_BUG = 0, 1, 2, 3, 4, 70
 
 
+LONGEST_QUOTE = 300
+
+
+def shortened(text: str) -> str:
+    """The text, cut where it is longer than a line can be: a damaged file's value may fill a screen.
+
+    >>> shortened("a" * 10_000)[295:]
+    'aaaaa... (10,000 characters)'
+    """
+    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}... ({len(text):,} characters)"
+
+
 class MobileExportError(Exception):
     """An error a user can act on. str() is "where: what; then", one line."""
 
@@ -13,7 +25,7 @@ class MobileExportError(Exception):
         self.where, self.what, self.then = where, what, then
 
     def __str__(self) -> str:
-        return " ".join(f"{self.where}: {self.what}; {self.then}".split())
+        return " ".join(f"{shortened(self.where)}: {shortened(self.what)}; {self.then}".split())
 
 
 class AnswerIsNo(MobileExportError):

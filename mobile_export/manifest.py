@@ -41,11 +41,15 @@ class Part:
 class KvCacheSize:
     """What is kept of the text: keys and values, one slot per execution, and a state that does not grow.
 
+    rows: of every slot, in the order of execution; fewer than the context where the tokens see no further back than a window.
+    bytes_per_token: of one row in every slot that holds the whole context: what a longer context costs.
+    bytes_at_max_context: of all rows.
     state_bytes: columns of short convolutions, RWKV's rows.
     """
 
     dtype: str
     slots: int
+    rows: list[int]
     bytes_per_token: int
     bytes_at_max_context: int
     state_bytes: int
@@ -97,7 +101,7 @@ class CoreMlGraph:
 class PteGraph:
     """What only a .pte has.
 
-    max_prompt: most tokens in one call. attention: "custom" or "core".
+    max_prompt: most tokens in one call. attention: "custom", "core" or "none".
     outside_delegates: operator -> calls a step, as the program lists them.
     delegates: entries in the file; delegate_calls: calls a step.
     metadata: constant method -> value.
@@ -141,6 +145,7 @@ class Manifest:
     source: the checkpoint as named by the user; source_files what was read of it.
     spec, sharing, recipe: DecoderSpec, SharingPlan and Recipe as plain values.
     requested_schedule: --schedule, where the user gave one.
+    max_context: most positions of a text.
     bits_per_weight: bits of all codes and scales over stored parameters.
     matrices: graph name -> precision in words, for every matrix.
     pte, onnx, coreml: what only that format has; None for the others.

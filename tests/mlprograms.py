@@ -38,7 +38,7 @@ def only(program: Program, output: str) -> Program:
     needed, kept = {output}, []
     for operation in reversed(main.operations):
         if needed & {name for name, _ in operation.outputs}:
-            kept.append(operation)
+            kept.append(dataclasses.replace(operation, inputs=dict(operation.inputs)))  # a copy to change
             needed |= {value for given in operation.inputs.values() for value in given if isinstance(value, str)}
     function = Function(
         name="main",

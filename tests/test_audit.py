@@ -416,7 +416,7 @@ def test_a_small_file_that_unfolds_without_end_is_refused(tmp_path):
 
 
 def test_what_is_no_artifact_file(tmp_path):
-    assert refusal(tmp_path / "model.bin").endswith("neither a .pte nor a .onnx file; name the artifact's file")
+    assert refusal(tmp_path / "model.bin").endswith("neither a .pte, a .onnx nor an .mlpackage; name the artifact's file")
     for suffix in (".pte", ".onnx"):
         assert refusal(tmp_path / f"gone{suffix}").endswith("no such file; name an artifact's file")
         (tmp_path / f"folder{suffix}").mkdir()

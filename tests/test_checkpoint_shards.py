@@ -50,8 +50,8 @@ def test_safetensors_are_preferred_to_a_pickle(tmp_path):
 def test_a_folder_without_weights(tmp_path):
     (write_llama(tmp_path) / "model.safetensors").unlink()
     assert refusal(tmp_path) == (
-        f"{tmp_path}: has no model.safetensors, model.safetensors.index.json, pytorch_model.bin or "
-        "pytorch_model.bin.index.json; put the weights beside config.json, under one of these names"
+        f"{tmp_path}: has no model.safetensors, model.safetensors.index.json, pytorch_model.bin, "
+        "pytorch_model.bin.index.json or .pt file; put the weights beside config.json, under one of these names"
     )
 
 

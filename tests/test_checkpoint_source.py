@@ -25,7 +25,8 @@ def test_a_gguf_file_is_known_by_its_first_bytes_whatever_it_is_called(tmp_path)
 
 def test_a_path_that_does_not_exist():
     assert refusal("/nowhere/model") == (
-        "/nowhere/model: no such file or folder; give a Hugging Face folder, a .gguf file or a packaged name (smollm2-135m)"
+        "/nowhere/model: no such file or folder; "
+        "give a Hugging Face folder, a .gguf or .pt file, or a packaged name (smollm2-135m)"
     )
 
 
@@ -45,7 +46,7 @@ def test_one_file_of_a_folder(tmp_path, name):
 def test_a_file_of_another_kind(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     assert refusal(tmp_path / "notes.txt") == (
-        f"{tmp_path / 'notes.txt'}: is not a checkpoint; give a Hugging Face folder or a .gguf file"
+        f"{tmp_path / 'notes.txt'}: is not a checkpoint; give a Hugging Face folder, a .gguf or a .pt file"
     )
 
 

@@ -288,7 +288,9 @@ def test_a_model_that_tokenizer_json_of_ours_cannot_say(kind, rule, collapse_bla
 def test_a_folder_without_tokenizer_opens_and_says_so(tmp_path):
     checkpoint = open_checkpoint(str(write_llama(tmp_path, tokenizer=None)))
     assert checkpoint.tokenizer is None
-    assert checkpoint.warnings == (f"{tmp_path}: has no tokenizer.json or tokenizer.model, so the artifact will have none",)
+    assert checkpoint.warnings == (
+        f"{tmp_path}: has no tokenizer.json, tokenizer.model or vocab.json with merges.txt, so the artifact will have none",
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tiny_families import FAMILIES, LONGROPE, POSITIONS, write_family, written
 from mobile_export.checkpoint import open_checkpoint
 from mobile_export.cli import run
 from mobile_export.errors import InputError
-from mobile_export.families import Rows, Take, recognise
+from mobile_export.families import Rows, Take, recognise, settle
 from mobile_export.model.attention_rule import AttentionRule, alibi_bias, alibi_slopes
 from mobile_export.sharing import plan_sharing
 
@@ -125,7 +125,19 @@ def test_longrope_serves_its_original_context_by_its_short_factors(tmp_path, cap
     assert spec.ropes[0].inverse_frequencies == pytest.approx(expected, rel=1e-6)
     assert spec.ropes[0].attention_factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(POSITIONS)))
     assert run(["pte", str(written("phi4-mini")), "--out", str(tmp_path / "out"), "--max-context", "65"]) == 3
-    assert "65 positions, the model was trained for 64; use at most 64" in capsys.readouterr().err
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("warning: config", "error: "))]
+    assert said == [
+        "warning: config.json: beyond 64 of 256 positions longrope rotates by its long factors; "
+        "a graph holds one set, the short one: 64 positions are all it serves",
+        "error: --max-context: 65 positions, the model was trained for 64; use at most 64",
+    ]
+
+
+@pytest.mark.parametrize(("name", "changes"), [("phi3", {}), ("phi4-mini", {"max_position_embeddings": POSITIONS})])
+def test_a_context_that_is_served_whole_is_not_remarked_upon(tmp_path, name, changes):
+    assert settle(open_checkpoint(str(write_family(tmp_path, name, **changes)))).warnings == (
+        f"{tmp_path}: has no tokenizer.json, tokenizer.model or vocab.json with merges.txt, so the artifact will have none",
+    )
 
 
 # --- ties ----------------------------------------------------------------------------------------------------------------
@@ -269,6 +281,15 @@ def test_lfm2s_width_follows_from_the_block_keys(tmp_path, written_as, size):
          "config.json: rope_parameters holds short_mscale, which is not supported; use a dense Phi-3"),
         ("phi3", {"rope_parameters": {"rope_type": "llama3"}},
          "config.json: rope_type 'llama3' is not supported; supported: default, longrope"),
+        ("pythia", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1e308}},
+         "config.json: partial_rotary_factor 1e+308 of head_dim 16 are 1600 channels; "
+         "check both: channels are rotated in pairs"),
+        ("phi4-mini", {"original_max_position_embeddings": 1},
+         "config.json: original_max_position_embeddings is 1, from which no context grows; check rope_scaling"),
+        ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 1e-300}},
+         "config.json: a rotary frequency is not finite in float32; check rope_theta and rope_scaling"),
+        ("lfm2", {"block_ffn_dim_multiplier": 1e308},
+         f"config.json: block_ffn_dim_multiplier is 1e+308, not a plausible factor; {COMPARE}"),
         ("llama4-r1", {"moe_layers": [1]},
          "config.json: moe_layers is [1]: a mixture of experts, which is not supported; use a dense model"),
         ("llama4-r1", {"moe_layers": None},

@@ -191,8 +191,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(out.glob("*.whl")))
 
 
-def test_a_wheel_holds_every_module_and_recipe(wheel: zipfile.ZipFile) -> None:
-    sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".toml")]
+def test_a_wheel_holds_every_module_recipe_and_source(wheel: zipfile.ZipFile) -> None:
+    sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".toml", ".cpp", ".h", ".txt")]
     expected = {path.relative_to(ROOT).as_posix() for path in sources}
     expected |= {f"mobile_export/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.toml")}
     assert len(expected) > 20

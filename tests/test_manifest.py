@@ -48,10 +48,11 @@ MANIFEST = Manifest(
     executed_parameters=160_320,
     bits_per_weight=4.5,
     parts=[Part("blocks", 900_000, 899_000), Part("graph", 100_000, None)],
-    kv_cache=KvCacheSize("float32", 4, 1024, 262_144, 0),
+    kv_cache=KvCacheSize("float32", 4, [256] * 4, 1024, 262_144, 0),
     matrices={"embedding.weight": "8-bit, per channel", "blocks.0.ffn.o.weight": "4-bit, group 32"},
     pte=PteGraph(128, "custom", {"aten.embedding.default": 1}, 3, 9, {"get_max_context_len": 256, "get_eos_ids": [2]}),
     onnx=None,
+    coreml=None,
     tokenizer_files=["tokenizer.json"],
     bos_id=1,
     adds_bos=True,
@@ -111,14 +112,14 @@ def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, 
 def test_it_is_indented_json_with_the_fields_of_the_dataclass():
     text = to_json(MANIFEST)
     assert json.loads(text) == dataclasses.asdict(MANIFEST)
-    assert text.startswith('{\n  "schema_version": 2,\n')
+    assert text.startswith('{\n  "schema_version": 3,\n')
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, 2.5])
+@pytest.mark.parametrize("version", [0, 2, 4, "3", None, 3.5])
 def test_an_unknown_schema_version(artifact, version):
     assert refusal(change(artifact, schema_version=version)) == (
-        f"{artifact / NAME}: schema_version {version!r}, this version reads 2; "
+        f"{artifact / NAME}: schema_version {version!r}, this version reads 3; "
         "export the artifact again with this version of mobile-export"
     )
 
@@ -126,7 +127,7 @@ def test_an_unknown_schema_version(artifact, version):
 @pytest.mark.parametrize("content", ["[1]", '"manifest"', "{}", "null"])
 def test_json_that_is_no_manifest_has_no_schema_version(artifact, content):
     (artifact / NAME).write_text(content)
-    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 2; ")
+    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 3; ")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_value_that_does_not_belong_is_named_by_its_place(artifact, changes, p
 def test_an_artifact_there_is_not(artifact, tmp_path, name):
     assert artifact.is_dir()
     assert refusal(tmp_path / name) == (
-        f"{tmp_path / name}: no such artifact; make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER"
+        f"{tmp_path / name}: no such artifact; make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"
     )
 
 
@@ -207,7 +208,7 @@ def fails(capsys, *arguments):
 @pytest.mark.parametrize("verb", [("verify", "--against", "smollm2-135m"), ("generate", "once upon a time"), ("inspect",)])
 def test_every_verb_that_reads_an_artifact_says_the_same(capsys, tmp_path, verb):
     missing = str(tmp_path / "missing.pte")
-    then = "no such artifact; make one: mobile-export pte (or onnx) CHECKPOINT --out FOLDER"
+    then = "no such artifact; make one: mobile-export pte (or onnx, coreml) CHECKPOINT --out FOLDER"
     assert fails(capsys, verb[0], missing, *verb[1:]) == (3, f"error: {missing}: {then}")
 
 
@@ -216,7 +217,7 @@ def test_a_damaged_manifest_as_every_verb_says_it(capsys, artifact, verb):
     change(artifact, schema_version=7)
     code, line = fails(capsys, verb[0], str(artifact), *verb[1:])
     assert code == 3
-    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 2; ")
+    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 3; ")
 
 
 def test_an_artifact_whose_file_is_gone(capsys, artifact):

@@ -205,6 +205,21 @@ def bind(model: Any, kind: str, parameter: str, name: str) -> None:
     operation(model, kind).inputs[parameter].arguments.add().name = name
 
 
+def const_operation(model: Any, of: str) -> Any:
+    """The constant an update of the state takes."""
+    name = operation(model, "slice_update").inputs[of].arguments[0].name
+    block = model.mlProgram.functions["main"].block_specializations["CoreML8"]
+    return next(found for found in block.operations if found.outputs and found.outputs[0].name == name)
+
+
+def const(model: Any, of: str) -> Any:
+    return const_operation(model, of).attributes["val"].immediateValue.tensor
+
+
+def state_type(model: Any) -> Any:
+    return model.mlProgram.functions["main"].inputs[1].type.stateType.wrappedType.tensorType
+
+
 def resize(declared: Any, *sizes: int) -> None:
     for dimension, size in zip(declared.type.tensorType.dimensions, sizes, strict=True):
         dimension.constant.size = size
@@ -293,6 +308,36 @@ PROGRAMS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a wrong weight": (
         lambda m: resize(operation(m, "constexpr_blockwise_shift_scale").outputs[0], 32, 16),
         "main: constexpr_blockwise_shift_scale head: gives the shape [16, 32], declared as float16[32, 16]",
+    ),
+    "a text input": (
+        lambda m: setattr(m.mlProgram.functions["main"].inputs[0].type.tensorType, "dataType", 2),
+        "main: ids: is text that is no constant",
+    ),
+    "a text result": (
+        lambda m: setattr(operation(m, "linear").outputs[0].type.tensorType, "dataType", 2),
+        "main: logits: is text that is no constant",
+    ),
+    "a state without a shape": (
+        lambda m: state_type(m).dimensions[0].unknown.SetInParent(),
+        "main: kept: is a state of unknown shape (float16[?, 4])",
+    ),
+    "a list": (
+        lambda m: operation(m, "linear").outputs[0].type.listType.SetInParent(),
+        "main: logits: has the type listType, where a tensor is expected",
+    ),
+    "numbers too few": (lambda m: const(m, "begin").ints.values.pop(), "holds 1 values, int32[2] has 2"),
+    "bytes too few": (
+        lambda m: setattr(const(m, "begin").bytes, "values", b"abc"),
+        "holds 3 bytes, int32[2] takes 8",
+    ),
+    "other numbers": (lambda m: const(m, "begin").floats.values.append(1.0), "is int32[2] and holds floats"),
+    "a const of another type": (
+        lambda m: resize(const_operation(m, "begin").outputs[0], 3),
+        "is int32[2], declared as int32[3]",
+    ),
+    "a rank": (
+        lambda m: setattr(operation(m, "linear").outputs[0].type.tensorType, "rank", 2),
+        "main: logits: is said to have 2 dimensions and lists 3",
     ),
     "a branch": (lambda m: operation(m, "linear").blocks.add(), "main: linear logits: has blocks of its own"),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mobile_export.errors import InputError
 from mobile_export.verify.mlprogram.in_place import plan_states
-from mobile_export.verify.mlprogram.interpreter import Interpreter
+from mobile_export.verify.mlprogram.interpreter import Interpreter, Rounding
 from mobile_export.verify.mlprogram.program import Program
 
 VOCAB, HIDDEN, HEADS, KV_HEADS, CONTEXT, GROUP = 96, 64, 4, 2, 24, 32
@@ -129,6 +129,19 @@ def test_float32_equals_eager(program: Program, tokens: Tensor, expected: Tensor
     # weights are exact in both; what is left is the order of float32 sums
     assert float((got - expected).abs().max()) < 1e-5
     assert float(expected.abs().max()) > 1
+
+
+@pytest.mark.parametrize("rounding", ["float32", "float16"])
+def test_weights_need_not_be_kept(program: Program, tokens: Tensor, rounding: Rounding) -> None:
+    """The tied table is used twice: it is expanded for the lookup, dropped, and expanded again for the head."""
+    kept, passing = Interpreter(program, rounding), Interpreter(program, rounding, keep_weights=False)
+    assert torch.equal(chunked(kept, tokens, (8, 1)), chunked(passing, tokens, (8, 1)))
+    assert len(kept._weights._held) - len(passing._weights._held) == len(MATRICES)
+    (prepared,) = passing._prepared.values()
+    made = [step.operation.name for step in prepared.steps if step.operation.type == "constexpr_blockwise_shift_scale"]
+    assert len(made) == len(MATRICES) + 1
+    dropped = [name for step in prepared.steps for name in step.dropped if name in made]
+    assert sorted(dropped) == sorted(made)
 
 
 def test_float16_rounds_but_agrees(program: Program, tokens: Tensor, expected: Tensor) -> None:

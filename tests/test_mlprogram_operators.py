@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import coremltools as ct
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,11 @@ from coremltools.converters.mil.mil import types
 from mlprograms import only, run, save
 from torch.nn import functional
 
+from mobile_export.errors import InputError
 from mobile_export.verify.mlprogram.interpreter import Interpreter
 from mobile_export.verify.mlprogram.operators import OPERATORS
 from mobile_export.verify.mlprogram.program import Program
+from mobile_export.verify.mlprogram.values import Constant, TensorType
 
 X = torch.tensor([[-1.5, 0.0, 0.5], [1.0, 2.0, 3.5]])
 Y = torch.tensor([[2.0, -3.0, 0.25], [1.0, 0.5, -4.0]])
@@ -115,6 +119,7 @@ CASES: dict[str, Case] = {
     "leaky_relu": (lambda x, **_: mb.leaky_relu(x=x, alpha=0.5), tensor([[-0.75, 0, 0.5], [1, 2, 3.5]])),
     "less": (lambda x, y, **_: mb.less(x=x, y=y), truths([[True, False, False], [False, False, False]])),
     "less_equal": (lambda x, y, **_: mb.less_equal(x=x, y=y), truths([[True, False, False], [True, False, False]])),
+    "log/default": (lambda x, **_: mb.log(x=mb.exp(x=x)), X),
     "log": (lambda x, **_: mb.log(x=mb.abs(x=x), epsilon=0.5), each(lambda v: math.log(abs(v) + 0.5))),
     "logical_and": (
         lambda x, y, **_: mb.logical_and(x=mb.cast(x=x, dtype="bool"), y=mb.less(x=y, y=1.0)),
@@ -217,7 +222,15 @@ CASES: dict[str, Case] = {
     "argsort/ascending": (lambda y, **_: mb.argsort(x=y, axis=0, ascending=True), integers([[1, 0, 1], [0, 1, 0]])),
     "cumsum": (lambda x, **_: mb.cumsum(x=x), tensor([[-1.5, 0, 0.5], [-0.5, 2, 4]])),
     "cumsum/exclusive": (lambda n, **_: mb.cumsum(x=n, axis=1, exclusive=True), integers([[0, 3, -4], [0, 0, 5]])),
+    "cumsum/exclusive reverse": (
+        lambda n, **_: mb.cumsum(x=n, axis=-1, exclusive=True, reverse=True),
+        integers([[-5, 2, 0], [10, 5, 0]]),
+    ),
     "cumsum/reverse": (lambda n, **_: mb.cumsum(x=n, axis=1, reverse=True), integers([[-2, -5, 2], [10, 10, 5]])),
+    "l2_norm/default": (
+        lambda cube, **_: mb.l2_norm(x=mb.mul(x=cube, y=np.float32(1e-3))),
+        CUBE * 1e-3 / math.sqrt(1e-6 * sum(float(v) ** 2 for v in CUBE.flatten()) + 1e-6),
+    ),
     "l2_norm": (
         lambda cube, **_: mb.l2_norm(x=cube, epsilon=np.float32(0.5)),
         CUBE / math.sqrt(sum(float(v) ** 2 for v in CUBE.flatten()) + 0.5),
@@ -290,6 +303,7 @@ CASES: dict[str, Case] = {
         tensor([[-1, -1], [-1, -1], [5, 5]]),
     ),
     "pad": (lambda x, **_: mb.pad(x=x, pad=[1, 0, 0, 2], constant_val=9.0), functional.pad(X, (0, 2, 1, 0), value=9.0)),
+    "pad/zero": (lambda x, **_: mb.pad(x=x, pad=[0, 0, 1, 1]), functional.pad(X, (1, 1))),
     "pad/last": (lambda x, **_: mb.pad(x=x, pad=[1, 2]), functional.pad(X, (1, 2))),
     "range_1d": (
         lambda x, **_: mb.range_1d(start=np.int32(2), end=mb.reduce_max(x=mb.shape(x=x)), step=np.int32(1)),
@@ -331,6 +345,14 @@ CASES: dict[str, Case] = {
         ),
         CUBE[1, :, 1:-1],
     ),
+    "slice_by_index/backwards": (
+        lambda n, **_: mb.slice_by_index(x=n, begin=[0, 2], end=[2, 0], stride=[1, -1]),
+        integers([[2, -7], [5, 5]]),
+    ),
+    "slice_by_index/to the start": (
+        lambda n, **_: mb.slice_by_index(x=n, begin=[0, -1], end=[2, 0], stride=[1, -1], end_mask=[False, True]),
+        integers([[2, -7, 3], [5, 5, 0]]),
+    ),
     "slice_by_index/beyond": (lambda n, **_: mb.slice_by_index(x=n, begin=[0, 1], end=[9, 9]), integers([[-7, 2], [5, 5]])),
     "slice_by_size": (lambda n, **_: mb.slice_by_size(x=n, begin=[0, 1], size=[1, -1]), integers([[-7, 2]])),
     "slice_update": (
@@ -355,6 +377,7 @@ CASES: dict[str, Case] = {
     "stack": (lambda n, m, **_: mb.stack(values=[n, m], axis=1), torch.stack([N, M], 1)),
     "tile": (lambda n, **_: mb.tile(x=n, reps=[2, 1]), torch.from_numpy(np.tile(N, (2, 1)))),
     "topk": (lambda y, **_: mb.topk(x=y, k=2, axis=-1)[0], tensor([[2, 0.25], [1, 0.5]])),
+    "topk/first": (lambda y, **_: mb.topk(x=y, k=1)[0], tensor([[2], [1]])),
     "topk/indices": (lambda y, **_: mb.topk(x=y, k=1, axis=0, ascending=True)[1], integers([[1, 0, 1]])),
     "transpose": (lambda cube, **_: mb.transpose(x=cube, perm=[2, 0, -2]), CUBE.permute(2, 0, 1)),
 }
@@ -382,6 +405,107 @@ def test_an_operator_gives_what_its_definition_says(program: Program, name: str)
     assert got.shape == expected.shape
     # a few roundings of float32 apart, and both signs of zero are one number
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-6, equal_nan=False)
+
+
+# Cases whose optional inputs have their defaults: coremltools writes them into the package, other writers need not.
+DEFAULTS = {
+    "argsort": ("axis", "ascending"),
+    "conv/depthwise": ("strides", "dilations"),
+    "cumsum": ("axis", "exclusive", "reverse"),
+    "concat": ("interleave",),
+    "gather": ("batch_dims",),
+    "gather_nd": ("batch_dims",),
+    "gelu": ("mode",),
+    "inverse/default": ("epsilon",),
+    "l2_norm/default": ("epsilon",),
+    "layer_norm/default": ("axes", "epsilon"),
+    "log/default": ("epsilon",),
+    "matmul/broadcast": ("transpose_x", "transpose_y"),
+    "one_hot": ("axis", "on_value", "off_value"),
+    "pad/zero": ("mode", "constant_val"),
+    "reduce_argmax": ("axis", "keep_dims", "output_dtype"),
+    "reduce_mean/all": ("axes", "keep_dims"),
+    "reverse/all": ("axes",),
+    "rsqrt/default": ("epsilon",),
+    "scatter_nd": ("mode",),
+    "softmax": ("axis",),
+    "topk/first": ("axis", "ascending", "sort", "return_indices", "output_indices_dtype"),
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_optional_input_left_out_has_its_default(program: Program, name: str) -> None:
+    alone = only(program, f"case_{list(CASES).index(name)}")
+    main = alone.functions["main"]
+    (shortened,) = [operation for operation in main.operations if operation.type == name.split("/")[0]]
+    for parameter in DEFAULTS[name]:
+        shortened.inputs.pop(parameter, None)  # type: ignore[attr-defined]
+    (got,) = run(alone, FEEDS).values()
+    torch.testing.assert_close(got, CASES[name][1], rtol=2e-6, atol=1e-6)
+
+
+# What is not run is refused: name -> (a case, an input to change, its new value, what is said).
+Change = tuple[str, str, Any, str]
+REFUSED: dict[str, Change] = {
+    "integers that leave a fraction": ("real_div/int", "y", integers(5), "dividing integers leaves a fraction"),
+    "another padding": ("conv/depthwise", "pad_type", "same", "pad_type same is not run here"),
+    "a padding too few": ("conv/depthwise", "pad", integers([2]), "pad [2] for 1 dimensions"),
+    "another mode": ("gelu", "mode", "FAST", "no mode FAST"),
+    "another dtype": ("cast/int32", "dtype", "fp8", "gives fp8, declared as int32[2, 3]"),
+    "reflection": ("pad", "mode", "reflect", "in mode reflect is not run here"),
+    "batches": ("gather", "batch_dims", integers(1), "batch_dims 1 is not run here"),
+    "an axis beyond": ("gather", "axis", integers(2), "axis 2 of 2"),
+    "an index beyond": ("gather/axis", "indices", integers([0, 3, 0]), "index 3 of 3"),
+    "an index from the end": ("gather/axis", "indices", integers([0, -1, 0]), "index -1 of 3"),
+    "multiplied updates": ("scatter_nd", "mode", "mul", "mode mul is not run here"),
+    "an uneven split": ("split", "num_splits", integers(2), "3 do not divide into 2 parts"),
+    "too few repetitions": ("tile", "reps", integers([2]), "reps [2] for 2 axes"),
+    "too few begins": ("slice_by_index/beyond", "begin", integers([0]), "for 2 axes"),
+    "a slice that leaves": ("slice_by_size", "size", integers([3, 1]), "begin [0, 1] and size [3, 1] leave [2, 3]"),
+    "an update that does not fit": (
+        "slice_update",
+        "end",
+        integers([1, 2]),
+        "its update has the shape [2, 1], the slice [1, 1]",
+    ),
+    "an update backwards": ("slice_update", "stride", integers([-1, 1]), "a negative stride is not run here"),
+    "no step": ("range_1d/float", "step", tensor(0.0), "a range from -1.5 to 3.5 by 0.0"),
+    "text for a number": ("softmax", "axis", "last", "text and numbers are mixed up"),
+    "a number for text": ("gelu", "mode", integers(1), "text and numbers are mixed up"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_run_is_refused(program: Program, name: str) -> None:
+    case, parameter, value, said = REFUSED[name]
+    alone = only(program, f"case_{list(CASES).index(case)}")
+    kind = case.split("/")[0]
+    changed = next(operation for operation in alone.functions["main"].operations if operation.type == kind)
+    dtype = "string" if isinstance(value, str) else str(value.dtype).removeprefix("torch.")
+    shape = () if isinstance(value, str) else tuple(value.shape)
+    changed.inputs[parameter] = (Constant(TensorType(dtype, shape), value),)  # type: ignore[index]
+    with pytest.raises(InputError) as caught:
+        run(alone, FEEDS)
+    assert str(caught.value).startswith(f"all.mlpackage: main: {kind} ")
+    assert said in str(caught.value)
+
+
+def test_up_to_ios16_negative_indices_count_from_the_end(tmp_path: Path) -> None:
+    def build(x: Any) -> Any:
+        return mb.gather(x=x, indices=np.int32([-1, 0]), axis=1, name="picked")
+
+    path = save(tmp_path / "old.mlpackage", build, mb.TensorSpec((2, 3), types.fp32), target=ct.target.iOS16)
+    assert run(Program.open(path), {"x": X})["picked"].tolist() == [[0.5, -1.5], [3.5, 1.0]]
+
+
+def test_values_alive_together_are_bounded(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mobile_export.verify.mlprogram.interpreter.LARGE", 5)
+    monkeypatch.setattr("mobile_export.verify.mlprogram.interpreter.LARGEST_TOGETHER", 18)
+    alone = only(program, f"case_{list(CASES).index('add')}")  # 6 elements given twice, 6 computed: 18 alive, then fewer
+    assert run(alone, FEEDS)
+    monkeypatch.setattr("mobile_export.verify.mlprogram.interpreter.LARGEST_TOGETHER", 11)
+    with pytest.raises(InputError, match="would hold more values than this interpreter allows; run fewer tokens at once"):
+        run(alone, FEEDS)
 
 
 def test_every_operator_has_a_case() -> None:

@@ -22,8 +22,8 @@ from mobile_export.emit.onnx.program import write_program
 from mobile_export.emit.onnx.weights_file import ALIGNMENT, WeightsFile
 from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import MatrixPlan
 from mobile_export.verify.onnx_runtime import OnnxRuntime
 
 # --- codes -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobile_export.cli import run
 from mobile_export.emit.executorch.pieces import constants_of
-from mobile_export.quantize.weights import EMBEDDING
+from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.verify.pte_runtime import PteRuntime
 
 TOKENS = [5, 17, 40, 3, 88, 61, 9, 12, 33, 70, 21, 50]
@@ -236,6 +236,12 @@ def test_a_sentencepiece_only_checkpoint_generates(capsys):
     capsys.readouterr()
     assert run(["generate", str(folder), "a", "--max-new-tokens", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["new_tokens"] <= 3
+
+
+def test_the_tokenizer_beside_it_has_no_step_that_executorch_gets_wrong():
+    before, after = (json.loads((each / "tokenizer.json").read_text()) for each in (checkpoint(), artifact(checkpoint())))
+    assert before["normalizer"] == {"type": "NFC"}
+    assert after == {**before, "normalizer": None}
 
 
 def test_a_checkpoint_without_tokenizer_exports_with_a_warning_and_cannot_speak(capsys):

@@ -20,8 +20,8 @@ from mobile_export.errors import InputError
 from mobile_export.families import recognise
 from mobile_export.quantize import clip_search, sizes
 from mobile_export.quantize.clip_search import TINY, quantize_weight
-from mobile_export.quantize.recipe import Precision, read_recipe
-from mobile_export.quantize.weights import EMBEDDING, HEAD, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING, HEAD, Precision, read_recipe
+from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
 
 W4, W8 = Precision(4, 32), Precision(8)
@@ -372,5 +372,5 @@ def test_kv_bytes_of_one_token(tmp_path):
     weights = weights_of(write_mobilellm(tmp_path, layer_sharing=True))
     slots = len(weights.plan.schedule)
     assert slots == 4
-    assert sizes.kv_bytes_per_token(weights.recognised.spec, slots, "float32") == 4 * 2 * 2 * 16 * 4
-    assert sizes.kv_bytes_per_token(weights.recognised.spec, slots, "int8") == 4 * 2 * 2 * (16 + 4 + 1)
+    assert sizes.kv_bytes(weights.recognised.spec, slots, "float32") == 4 * 2 * 2 * 16 * 4
+    assert sizes.kv_bytes(weights.recognised.spec, slots, "int8") == 4 * 2 * 2 * (16 + 4 + 1)

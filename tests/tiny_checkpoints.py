@@ -352,7 +352,7 @@ def write_tokenizer_json(folder: Path, vocab: int = 96) -> None:
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": index, "content": token, **flags} for index, token in enumerate(SPECIAL)],
-        "normalizer": None,
+        "normalizer": {"type": "NFC"},  # as Qwen's
         "pre_tokenizer": byte_level,
         "post_processor": None,
         "decoder": byte_level,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mobile_export.audit.fixed import is_weight_matrix
 from mobile_export.audit.flatbuffer import UINT32, UINT64
-from mobile_export.audit.mlpackage import audit_mlpackage
 from mobile_export.audit.payloads import Audit, FloatMatrix, audit_of, is_matrix
 from mobile_export.audit.program import (
     Buffer,
@@ -30,7 +29,6 @@ from mobile_export.audit.program import (
 from mobile_export.audit.ranges import Range, payloads_of, unused
 from mobile_export.audit.xnnpack import XnnpackGraph, read_xnnpack
 from mobile_export.units import counted
-from mobile_export.verify.coreml_delegate import delegated_package
 
 Key = tuple[int | None, int]  # mutable segment, None for the constant one; index within it
 XNNPACK, CORE_ML = "XnnpackBackend", "CoreMLBackend"
@@ -59,6 +57,9 @@ def audit_pte(path: Path, float_expected: bool | None = None) -> Audit:
     """
     contents = _contents(open_pte(path))
     if [delegate.backend for _, delegate in contents.delegates()] == [CORE_ML]:
+        from mobile_export.audit.mlpackage import audit_mlpackage
+        from mobile_export.verify.coreml_delegate import delegated_package
+
         with delegated_package(path) as package:
             return replace(audit_mlpackage(package, float_expected), file=str(path))
     file, ranges = contents.file, list(_ranges(contents))

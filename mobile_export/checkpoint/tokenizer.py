@@ -11,35 +11,55 @@ from typing import Any
 from mobile_export.checkpoint.contents import Tokenizer
 from mobile_export.checkpoint.sentencepiece_model import convert_sentencepiece
 from mobile_export.checkpoint.strict_json import DAMAGED, parse_object, read_file
+from mobile_export.checkpoint.vocab_and_merges import (
+    ADDED,
+    CLASSES,
+    MERGES,
+    VOCAB,
+    convert_vocab_and_merges,
+    token_text,
+    tokenizer_class,
+    with_defaults,
+)
 from mobile_export.errors import InputError
 
 JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, list[Path], list[str]]:
-    """The folder's tokenizer; tokenizer.json before tokenizer.model.
+def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer | None, list[Path], list[str]]:
+    """The folder's tokenizer: tokenizer.json before tokenizer.model before vocab.json with merges.txt.
 
+    Args:
+        config: config.json, which may say whose vocab.json it is.
     Returns:
         The tokenizer or None, the files it came from, and warnings.
     Raises:
         InputError: a tokenizer file is damaged.
     """
-    main = next((name for name in (JSON, SENTENCEPIECE) if (folder / name).is_file()), None)
-    if main is None:
-        hint = "; AutoTokenizer can save one from vocab.json" if (folder / "vocab.json").is_file() else ""
-        return None, [], [f"{folder}: has no {JSON} or {SENTENCEPIECE}, so the artifact will have none{hint}"]
-    paths = [folder / name for name in (main, *BESIDE) if (folder / name).is_file()]
+    kinds = ((JSON,), (SENTENCEPIECE,), (VOCAB, MERGES))
+    mains = next((names for names in kinds if all((folder / name).is_file() for name in names)), None)
+    if mains is None:
+        return None, [], [f"{folder}: has no {JSON}, {SENTENCEPIECE} or {VOCAB} with {MERGES}, so the artifact will have none"]
+    beside = (ADDED, *BESIDE) if mains == (VOCAB, MERGES) else BESIDE
+    paths = [folder / name for name in (*mains, *beside) if (folder / name).is_file()]
     files = {path.name: read_file(path) for path in paths}
     settings = _settings(files)
+    if mains == (VOCAB, MERGES):
+        name = tokenizer_class(settings, config)
+        if name not in CLASSES:
+            return None, [], [f"{VOCAB}: tokenizer not read: class {name} is not one we know; AutoTokenizer can save {JSON}"]
+        settings = with_defaults(name, settings)
+        content, made = convert_vocab_and_merges(name, files, settings)
+        files = {"tokenizer_config.json": made, **{name: files[name] for name in BESIDE if name in files}, JSON: content}
     jinja = files.get("chat_template.jinja")
     template = jinja.decode("utf-8", errors="replace") if jinja is not None else _chat_template(settings)
-    if main == JSON:
+    if SENTENCEPIECE not in mains:
         tokenizer, warnings = _from_json(files, settings, template)
     else:
         tokenizer, warnings = _from_sentencepiece(files, settings, template)
-        if (folder / "added_tokens.json").is_file():
-            warnings = [*warnings, f"added_tokens.json: not used, {SENTENCEPIECE} cannot give its tokens"]
+        if (folder / ADDED).is_file():
+            warnings = [*warnings, f"{ADDED}: not used, {SENTENCEPIECE} cannot give its tokens"]
     return tokenizer, paths, warnings
 
 
@@ -49,7 +69,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Special tokens spelled in the text become their ids with tokenizer.json, and stay text with tokenizer.model.
     """
     if JSON in tokenizer.files:
-        ids: list[int] = _load_json(tokenizer.files[JSON]).encode(text, add_special_tokens=False).ids
+        ids: list[int] = load_tokenizer_json(tokenizer.files[JSON]).encode(text, add_special_tokens=False).ids
     else:
         ids = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).encode(text, out_type=int)
     return ids
@@ -58,7 +78,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids; special tokens are left out."""
     if JSON in tokenizer.files:
-        text: str = _load_json(tokenizer.files[JSON]).decode(list(ids), skip_special_tokens=True)
+        text: str = load_tokenizer_json(tokenizer.files[JSON]).decode(list(ids), skip_special_tokens=True)
     else:
         text = _load_sentencepiece(tokenizer.files[SENTENCEPIECE]).decode(list(ids))
     return text
@@ -80,7 +100,12 @@ def with_tokenizer_json(tokenizer: Tokenizer) -> Tokenizer:
 
 
 @lru_cache(maxsize=4)
-def _load_json(content: bytes) -> Any:
+def load_tokenizer_json(content: bytes) -> Any:
+    """A tokenizer.json as the library that wrote it has it, `tokenizers.Tokenizer`.
+
+    Raises:
+        InputError: it is damaged.
+    """
     from tokenizers import Tokenizer as JsonTokenizer
 
     parse_object(JSON, content)  # says which line; the library does not
@@ -90,10 +115,17 @@ def _load_json(content: bytes) -> Any:
         raise InputError(JSON, f"is not a tokenizer ({error})", DAMAGED) from None
 
 
+def count_ids(content: bytes) -> int:
+    """The highest id a tokenizer.json can give, plus one."""
+    return max(load_tokenizer_json(content).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
 @lru_cache(maxsize=4)
 def _load_sentencepiece(content: bytes) -> Any:
     from sentencepiece import SentencePieceProcessor
 
+    if not content:  # the library makes a processor of it, without a model
+        raise InputError(SENTENCEPIECE, "is empty", DAMAGED)
     try:
         return SentencePieceProcessor(model_proto=content)
     except RuntimeError:
@@ -101,18 +133,17 @@ def _load_sentencepiece(content: bytes) -> Any:
 
 
 def _from_json(files: Mapping[str, bytes], settings: Mapping[str, Any], template: str | None) -> tuple[Tokenizer, list[str]]:
-    loaded = _load_json(files[JSON])
+    loaded = load_tokenizer_json(files[JSON])
     ids, warnings = {}, []
     for key in ("bos_token", "eos_token"):
-        token = _token_text(settings.get(key))
+        token = token_text(settings.get(key))
         ids[key] = loaded.token_to_id(token) if token else None
         if token and ids[key] is None:
             warnings.append(f"tokenizer_config.json: {key} {token!r} is not in {JSON}")
-    vocabulary = loaded.get_vocab(with_added_tokens=True)
     bos_id, eos_id = ids["bos_token"], ids["eos_token"]
     tokenizer = Tokenizer(
         files=files,
-        vocab_size=max(vocabulary.values(), default=-1) + 1,
+        vocab_size=count_ids(files[JSON]),
         bos_id=bos_id,
         eos_ids=() if eos_id is None else (eos_id,),
         chat_template=template,
@@ -147,16 +178,10 @@ def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
     return settings
 
 
-def _token_text(value: object) -> str | None:
-    """A token as text or as {"content": text, ...}."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
 def _chat_template(settings: Mapping[str, Any]) -> str | None:
     """One template, or the one called "default" of a list."""
     template = settings.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     return template if isinstance(template, str) else None

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from mobile_export.checkpoint.cuts import GPT2_BYTES, Cut
 
 # Token types as SentencePiece numbers them; GGUF took the numbers over.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 SPACE = "\u2581"  # how SentencePiece spells a blank
-GPT2_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens: text by id, each once. types: NORMAL, CONTROL, ... by id. scores: best first, for SentencePiece only."""
+    """tokens: text by id, each once. types: NORMAL, CONTROL, ... by id. scores: best first, for SentencePiece only.
+
+    flags: id -> what tokenizer.json says of how an added token is found in a text, e.g. {"lstrip": True}.
+    """
 
     tokens: Sequence[str]
     types: Sequence[int]
     scores: Sequence[float] = ()
+    flags: Mapping[int, Mapping[str, bool]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,27 +43,12 @@ class SpecialIds:
     adds_eos: bool
 
 
-def split_then_bytes(pattern: str) -> dict[str, Any]:
-    """Pre-tokenizer: cut by a regular expression, then spell bytes."""
-    cut = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [cut, {**GPT2_BYTES, "use_regex": False}]}
-
-
-def byte_level_bpe(
-    vocabulary: Vocabulary,
-    merges: Sequence[str],
-    special: SpecialIds,
-    *,
-    pre_tokenizer: Mapping[str, Any],
-    normalizer: Mapping[str, Any] | None = None,
-    ignore_merges: bool = False,
-) -> bytes:
+def byte_level_bpe(vocabulary: Vocabulary, merges: Sequence[str], special: SpecialIds, cut: Cut) -> bytes:
     """GPT-2's kind: text is UTF-8 bytes, each byte a printable character.
 
     Args:
         merges: "left right", in the order they were learned.
-        pre_tokenizer: how a text is cut before merging; part of what the model was trained with.
-        ignore_merges: take a word that is a token whole, however its merges go.
+        cut: how a text is cut before merging; part of what the model was trained with.
     """
     model = {
         "type": "BPE",
@@ -68,11 +58,11 @@ def byte_level_bpe(
         "end_of_word_suffix": None,
         "fuse_unk": False,
         "byte_fallback": False,
-        "ignore_merges": ignore_merges,
+        "ignore_merges": cut.ignore_merges,
         "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
         "merges": list(merges),
     }
-    return _tokenizer_json(vocabulary, special, model, normalizer, pre_tokenizer, GPT2_BYTES)
+    return _tokenizer_json(vocabulary, special, model, cut.normalizer, cut.pre_tokenizer, GPT2_BYTES)
 
 
 def sentencepiece_bpe(vocabulary: Vocabulary, special: SpecialIds, *, add_space_prefix: bool) -> bytes:
@@ -149,6 +139,7 @@ def _tokenizer_json(
                 "rstrip": False,
                 "normalized": False,
                 "special": vocabulary.types[index] != USER_DEFINED,
+                **vocabulary.flags.get(index, {}),
             }
             for index, token in enumerate(vocabulary.tokens)
             if vocabulary.types[index] in (CONTROL, USER_DEFINED) or index == special.unknown

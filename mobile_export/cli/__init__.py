@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from mobile_export import __version__
-from mobile_export.cli import coreml, evaluate, generate, inspect, onnx, pte, recipes, verify
+from mobile_export.cli import (
+    check,
+    coreml,
+    doctor,
+    evaluate,
+    generate,
+    inspect,
+    onnx,
+    phones,
+    profile,
+    pte,
+    recipes,
+    verify,
+)
 from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
 INTERRUPTED = 130
@@ -52,7 +65,11 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command("profile")(profile.profile)
+app.command("check")(check.check)
+app.command("phones")(phones.phones)
 app.command("recipes")(recipes.recipes)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_export.cli.options import JsonOption
+from mobile_export.cli.options import JsonOption, percentage
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
 from mobile_export.manifest import Manifest, folder_of, read_manifest
@@ -43,9 +42,12 @@ def evaluate(
 ) -> int:
     """Measure ARTIFACT in its runtime over a text: perplexity, and against CHECKPOINT its increase, KL and agreement.
 
+    A Core ML package is run by our interpreter, which is slow: begin with few --tokens.
+
     Example: mobile-export eval out --text notes.txt --against smollm2-135m --max-perplexity-increase 3%
     """
-    limit = _percentage(max_perplexity_increase)
+    option = "--max-perplexity-increase"
+    limit = None if max_perplexity_increase is None else percentage(option, max_perplexity_increase)
     if against is None and (limit is not None or max_kl is not None):
         raise UsageError("--max-perplexity-increase, --max-kl", "compare with a checkpoint", "add --against CHECKPOINT")
     manifest = read_manifest(artifact)
@@ -116,16 +118,6 @@ def _read_text(path: Path) -> str:
             raise InputError(f"--text {path}", f"line {number} has no text under 'text'", 'write {"text": "..."}')
         texts.append(held["text"])
     return "\n\n".join(texts)
-
-
-def _percentage(text: str | None) -> float | None:
-    """ "3%" or "0.03" -> 0.03."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not match:
-        raise UsageError(f"--max-perplexity-increase {text}", "is no percentage", "write it like 3% or 0.03")
-    return float(match[1]) / (100 if match[2] else 1)
 
 
 def _broken(found: Quality, limit: float | None, max_kl: float | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from mobile_export.manifest import Manifest
     from mobile_export.quantize.weights import ModelWeights
 
-DEFAULT_CONTEXT = 1024
+DEFAULT_CONTEXT, DEFAULT_PROMPT = 1024, 128
 
 MaxContextOption = Annotated[
     int | None,
-    typer.Option("--max-context", min=2, help=f"KV rows. Default: {DEFAULT_CONTEXT}, or the model's own if less."),
+    typer.Option(
+        "--max-context", min=2, help=f"Longest text, in tokens. Default: {DEFAULT_CONTEXT}, or the model's own if less."
+    ),
 ]
 KvOption = Annotated[
     str | None, typer.Option("--kv", help="KV cache: float32 or int8. Default: the recipe's.", show_default=False)
@@ -32,7 +35,7 @@ VerifyOption = Annotated[bool, typer.Option("--verify/--no-verify", help="Run th
 
 @dataclass(frozen=True)
 class Job:
-    """What an emitter is asked for. context: KV rows."""
+    """What an emitter is asked for. context: most positions of a text."""
 
     weights: ModelWeights
     out: Path
@@ -62,7 +65,7 @@ def settle(
     from mobile_export.cli.steps import prepare
     from mobile_export.emit.artifact import check_out
 
-    name = Path(checkpoint.rstrip("/")).name.removesuffix(".gguf")
+    name = re.sub(r"\.(gguf|pth?)$", "", Path(checkpoint.rstrip("/")).name)
     out = out or Path(f"{name}-{Path(recipe).stem}-{form}")
     check_out(out)
     weights = prepare(checkpoint, recipe, schedule, kv)

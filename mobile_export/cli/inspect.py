@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobile_export.cli.export import DEFAULT_PROMPT
 from mobile_export.cli.options import JsonOption, ScheduleOption
 from mobile_export.cli.say import done, say, table, warn, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, UsageError
@@ -96,7 +97,7 @@ def inspection(weights: ModelWeights) -> dict[str, Any]:
     from mobile_export.quantize import sizes
 
     spec, plan = weights.recognised.spec, weights.plan
-    slots = sizes.kv_slots(weights.recognised, plan)
+    reach = list(sizes.kv_reach(weights.recognised, plan).values())
     return {
         "source": weights.checkpoint.source,
         "licence": weights.checkpoint.licence,
@@ -109,7 +110,8 @@ def inspection(weights: ModelWeights) -> dict[str, Any]:
         "bits_per_weight": sizes.bits_per_weight(weights),
         "parts": [dataclasses.asdict(part) for part in sizes.part_sizes(weights)],
         "matrices": {name: str(matrix.precision) for name, matrix in weights.matrices.items()},
-        "kv_bytes_per_token": {dtype: sizes.kv_bytes_per_token(spec, slots, dtype) for dtype in ("float32", "int8")},
+        "kv_bytes_per_token": {dtype: sizes.kv_bytes(spec, len(reach), dtype) for dtype in ("float32", "int8")},
+        "kv_reach": reach,
         "state_bytes": sizes.state_bytes(weights.recognised, plan),
         "warnings": [*weights.checkpoint.warnings, *plan.warnings],
     }
@@ -150,7 +152,7 @@ def page(weights: ModelWeights, facts: dict[str, Any]) -> str:
             f"the embedding holds {100 * facts['embedding_share']:.1f} % of the stored ones",
             f"head       {'tied to the embedding' if plan.tied else 'of its own'} ({plan.tied_evidence})",
             f"schedule   {counted(len(plan.blocks), 'block')} stored, {counted(len(plan.schedule), 'execution')} ({order})",
-            *_kept(facts, context),
+            *_kept(weights, facts, context),
             "",
             table(("part", "parameters", "fp16", "8 bits", "4 bits", f"recipe {facts['recipe']}"), rows),
             "",
@@ -168,13 +170,23 @@ def _mixing(spec: DecoderSpec | RwkvSpec) -> str:
     return f"{spec.num_attention_heads} heads ({spec.num_key_value_heads} for key and value) of {spec.head_dim}"
 
 
-def _kept(facts: dict[str, Any], context: int) -> list[str]:
+def _kept(weights: ModelWeights, facts: dict[str, Any], context: int) -> list[str]:
     """What executions keep of the text: lines for a cache that grows with it, and for a state that does not."""
+    from mobile_export.quantize import sizes
+
     kv, state = facts["kv_bytes_per_token"], facts["state_bytes"]
-    lines = [f"state      {state:,} bytes, whatever the length of the text"] if state else []
+    lines = []
     if kv["float32"]:
         line = f"kv cache   {kv['float32']:,} bytes a token in float32, {kv['int8']:,} in int8; at {context:,} tokens "
-        lines.insert(0, line + f"{mebibytes(kv['float32'] * context)} and {mebibytes(kv['int8'] * context)}")
+        lines.append(line + f"{mebibytes(kv['float32'] * context)} and {mebibytes(kv['int8'] * context)}")
+    rows = sizes.kv_rows(weights.recognised, weights.plan, context, DEFAULT_PROMPT).values()
+    windows = sum(held < context for held in rows)
+    if windows:
+        float32, int8 = (sizes.kv_bytes(weights.recognised.spec, sum(rows), dtype) for dtype in ("float32", "int8"))
+        line = f"windows    {windows} of {counted(len(rows), 'slot')}; a .pte holds no more than they see: "
+        lines.append(line + f"{mebibytes(float32)} and {mebibytes(int8)}")
+    if state:
+        lines.append(f"state      {state:,} bytes, whatever the length of the text")
     return lines
 
 

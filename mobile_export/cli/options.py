@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
+from mobile_export.errors import UsageError
+
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, a .gguf file, or smollm2-135m.")
+    str, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, a .gguf or .pt file, or smollm2-135m.")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`), or a TOML file.")]
 ScheduleOption = Annotated[
@@ -20,3 +23,15 @@ ScheduleOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def percentage(option: str, text: str) -> float:
+    """What an option was given, "3%" or "0.03", as 0.03.
+
+    Raises:
+        UsageError: neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
+    if not match:
+        raise UsageError(f"{option} {text}", "is no percentage", "write it like 3% or 0.03")
+    return float(match[1]) / (100 if match[2] else 1)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobile_export.cli.coreml import with_advice
-from mobile_export.cli.export import Job, KvOption, MaxContextOption, VerifyOption, print_manifest, settle, write
+from mobile_export.cli.export import (
+    DEFAULT_PROMPT,
+    Job,
+    KvOption,
+    MaxContextOption,
+    VerifyOption,
+    print_manifest,
+    settle,
+    write,
+)
 from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
 from mobile_export.errors import UsageError
@@ -23,7 +32,7 @@ def pte(
     recipe: RecipeOption = "w4",
     schedule: ScheduleOption = None,
     max_context: MaxContextOption = None,
-    max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Most prompt tokens in one call.")] = 128,
+    max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Most prompt tokens in one call.")] = DEFAULT_PROMPT,
     attention: Annotated[
         str, typer.Option("--attention", help="custom: the runtime's own operators. core: plain ones, slower.")
     ] = "custom",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobile_export.cli.say import table
-from mobile_export.emit.card import needs, runtime_name
+from mobile_export.emit.card import needs, runtime_name, windows
 from mobile_export.manifest import CoreMlGraph, Manifest
 from mobile_export.units import counted, mebibytes, megabytes
 
@@ -36,8 +36,7 @@ def report(manifest: Manifest, folder: Path) -> str:
             *precision_lines(manifest.matrices),
             f"shared   {counted(stored, 'block')} stored, {counted(slots, 'execution')} ({sharing['order']}: "
             f"{sharing['schedule_evidence']}); head {'tied' if sharing['tied'] else 'untied'} ({sharing['tied_evidence']})",
-            f"kv cache {manifest.kv_cache.dtype}, {manifest.kv_cache.bytes_per_token:,} bytes a token, "
-            f"{mebibytes(manifest.kv_cache.bytes_at_max_context)} at context {manifest.max_context}",
+            *_kept(manifest),
             f"graph    {_graph(manifest)}",
             _verified(manifest),
         ]
@@ -55,6 +54,17 @@ def precision_lines(matrices: dict[str, str]) -> list[str]:
         + ", ".join(f"{kind} x{len(names)}" if len(names) > 1 else names[0] for kind, names in by_kind.items())
         for precision, by_kind in kinds.items()
     ]
+
+
+def _kept(manifest: Manifest) -> list[str]:
+    """What executions keep of a text: lines for a cache that grows with it, and for a state that does not."""
+    kv, context = manifest.kv_cache, manifest.max_context
+    lines = [f"state    {kv.state_bytes:,} bytes, whatever the length of the text"] if kv.state_bytes else []
+    if kv.slots:
+        whole = f"{mebibytes(kv.bytes_at_max_context)} at context {context}"
+        short = f"; {windows(kv, context)}" if windows(kv, context) else ""
+        lines.insert(0, f"kv cache {kv.dtype}, {kv.bytes_per_token:,} bytes a token, {whole}{short}")
+    return lines
 
 
 def _graph(manifest: Manifest) -> str:

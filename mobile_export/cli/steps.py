@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mobile_export.checkpoint import open_checkpoint
-from mobile_export.families import recognise
+from mobile_export.families import recognise, settle
 from mobile_export.quantize.recipe import KvCache, read_recipe
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
@@ -20,6 +20,6 @@ def prepare(checkpoint: str, recipe: str, schedule: str | None, kv: str | None =
     chosen = read_recipe(recipe)
     if kv is not None:
         chosen = dataclasses.replace(chosen, kv=KvCache(kv))  # type: ignore[arg-type]
-    opened = open_checkpoint(checkpoint)
+    opened = settle(open_checkpoint(checkpoint))
     recognised = recognise(opened)
     return ModelWeights(opened, recognised, plan_sharing(opened, recognised, schedule), chosen)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_export.cli.artifact_files import check_files
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
@@ -33,7 +33,7 @@ def verify(
     """
     manifest = read_manifest(artifact)
     folder = folder_of(artifact)
-    _check_files(folder, manifest)
+    check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
         found = verified(folder, manifest, weights_for(folder, manifest, against))
@@ -54,12 +54,12 @@ def weights_for(folder: Path, manifest: Manifest, against: str) -> ModelWeights:
         InputError: the checkpoint cannot be read, or has another shape than the artifact's.
     """
     from mobile_export.checkpoint import open_checkpoint
-    from mobile_export.families import recognise
+    from mobile_export.families import recognise, settle
     from mobile_export.quantize.recipe import recipe_from
     from mobile_export.quantize.weights import ModelWeights
     from mobile_export.sharing import plan_sharing
 
-    checkpoint = open_checkpoint(against)
+    checkpoint = settle(open_checkpoint(against))
     recognised = recognise(checkpoint)
     _check_source(folder, manifest, recognised.spec, against)
     plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
@@ -108,15 +108,3 @@ def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec | RwkvSpec
         plain = all(isinstance(value, int | float | str) for value in (was, has))
         what = f"{differs} {was}, {against} has {has}" if plain else f"another {differs} than {against} has"
         raise InputError(str(folder), f"was made from a model with {what}", f"verify it against {manifest.source}, its source")
-
-
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for held in manifest.files:
-        path = folder / held.name
-        if not path.is_file():
-            raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != held.sha256:
-            what = f"SHA-256 {digest[:12]}..., the manifest says {held.sha256[:12]}..."
-            raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")

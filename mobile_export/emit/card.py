@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mobile_export.manifest import CoreMlGraph, Manifest, OnnxGraph
+from collections import Counter
+
+from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest, OnnxGraph
 from mobile_export.units import counted, mebibytes, megabytes
 
 RUN_PTE = """\
@@ -57,9 +59,7 @@ import Tokenizers
 let package = Bundle.main.url(forResource: "model", withExtension: "mlmodelc")!  // Xcode compiles the .mlpackage
 let tokenizer = try await AutoTokenizer.from(modelFolder: tokenizerFolder)
 let model = try LanguageModel.loadCompiled(url: package, computeUnits: .cpuAndGPU, tokenizer: tokenizer)
-var config = GenerationConfig(maxNewTokens: 64)
-await model.resetState()
-let text = try await model.generate(config: config, prompt: "Once upon a time")
+let text = try await model.generate(config: GenerationConfig(maxNewTokens: 64), prompt: "Once upon a time")
 ```
 
 On a Mac, its command line does the same: `transformers-cli "Once upon a time" {file} --tokenizer-path .`
@@ -112,6 +112,12 @@ def needs(graph: OnnxGraph) -> str:
     )
 
 
+def windows(kv: KvCacheSize, context: int) -> str:
+    """Which slots hold fewer rows than the context, in words; empty where none does."""
+    slots_of = Counter(rows for rows in kv.rows if rows < context)
+    return " and ".join(f"{counted(rows, 'row')} in {slots} of {counted(kv.slots, 'slot')}" for rows, slots in slots_of.items())
+
+
 def card(manifest: Manifest) -> str:
     """The card's Markdown."""
     sharing, spec = manifest.sharing, manifest.spec
@@ -135,8 +141,7 @@ def card(manifest: Manifest) -> str:
         f"{counted(stored, 'block')} stored, run in {counted(slots, 'execution')} ({sharing['order']}: "
         f"{sharing['schedule_evidence']}). Head {'tied to the embedding' if sharing['tied'] else 'of its own'} "
         f"({sharing['tied_evidence']}).",
-        f"KV cache: {manifest.kv_cache.dtype}, {counted(slots, 'slot')}, {manifest.kv_cache.bytes_per_token:,} bytes a token, "
-        f"{mebibytes(manifest.kv_cache.bytes_at_max_context)} at the full context of {manifest.max_context}.",
+        *_kept(manifest),
         *_limits(manifest),
         "",
         "## How to run it",
@@ -163,6 +168,22 @@ def _how_to_run(manifest: Manifest) -> str:
     return RUN_PTE.format(file=manifest.file, tokenizer=tokenizer or "YOUR_TOKENIZER")
 
 
+def _kept(manifest: Manifest) -> list[str]:
+    """What executions keep of a text."""
+    kv, context = manifest.kv_cache, manifest.max_context
+    lines = []
+    if kv.slots:
+        lines.append(
+            f"KV cache: {kv.dtype}, {counted(kv.slots, 'slot')}, {kv.bytes_per_token:,} bytes a token, "
+            f"{mebibytes(kv.bytes_at_max_context)} at the full context of {context}."
+        )
+    if windows(kv, context):
+        lines.append(f"It holds {windows(kv, context)}, whose tokens see no further back.")
+    if kv.state_bytes:
+        lines.append(f"State: {kv.state_bytes:,} bytes, whatever the length of the text.")
+    return lines
+
+
 def _limits(manifest: Manifest) -> list[str]:
     """What a caller must keep to."""
     if manifest.package:
@@ -174,7 +195,10 @@ def _limits(manifest: Manifest) -> list[str]:
             "than you need.",
         ]
     assert manifest.pte, "a manifest has its format's facts"
-    return [f"Prompts go in calls of up to {manifest.pte.max_prompt} tokens; stock runners cut longer ones by themselves."]
+    lines = [f"Prompts go in calls of up to {manifest.pte.max_prompt} tokens; stock runners cut longer ones by themselves."]
+    if windows(manifest.kv_cache, manifest.max_context) or manifest.kv_cache.state_bytes:
+        lines.append("A text is taken up where it ended or begun anew, not at a position between: what lay before it is gone.")
+    return lines
 
 
 def _core_ml_limits(manifest: Manifest, graph: CoreMlGraph) -> list[str]:

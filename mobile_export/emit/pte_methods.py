@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mobile_export.families.spec import DecoderSpec
+from mobile_export.families.spec import DecoderSpec, RwkvSpec
 from mobile_export.sharing import SharingPlan
 
 
@@ -28,11 +28,12 @@ class Calls(Protocol):
 
 
 def constant_methods(
-    spec: DecoderSpec, plan: SharingPlan, options: Calls, bos_id: int | None, eos_ids: tuple[int, ...]
+    spec: DecoderSpec | RwkvSpec, plan: SharingPlan, options: Calls, bos_id: int | None, eos_ids: tuple[int, ...]
 ) -> dict[str, object]:
     """Method name -> value.
 
-    `get_n_layers` is the number of stored blocks, `get_n_executions` of KV slots; no stock runner decides on either.
+    `use_kv_cache`: calls continue a text, whatever is kept of it. `get_n_layers` is the number of stored blocks,
+    `get_n_executions` of executions; no stock runner decides on either.
     """
     methods: dict[str, object] = {
         "get_max_seq_len": options.max_prompt,
@@ -43,9 +44,9 @@ def constant_methods(
         "get_vocab_size": spec.vocab_size,
         "get_n_layers": len(plan.blocks),
         "get_n_executions": len(plan.schedule),
-        "get_head_dim": spec.head_dim,
-        "get_n_kv_heads": spec.num_key_value_heads,
     }
+    if isinstance(spec, DecoderSpec):
+        methods |= {"get_head_dim": spec.head_dim, "get_n_kv_heads": spec.num_key_value_heads}
     if eos_ids:
         methods["get_eos_ids"] = list(eos_ids)
     if bos_id is not None:

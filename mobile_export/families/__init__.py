@@ -5,6 +5,7 @@ A family is one file: MODEL_TYPES and `read(checkpoint) -> Recognised`, listed i
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 from mobile_export.checkpoint.contents import Checkpoint
@@ -30,6 +31,7 @@ from mobile_export.families import (
 )
 from mobile_export.families.spec import BlockSpec, DecoderSpec, Recognised, RopeSpec, RwkvSpec, SharingFlags, WeightSource
 from mobile_export.families.take import Rows, Take
+from mobile_export.families.vocabulary import settled
 
 __all__ = [
     "FAMILIES",
@@ -43,6 +45,7 @@ __all__ = [
     "Take",
     "WeightSource",
     "recognise",
+    "settle",
 ]
 
 FAMILIES = (
@@ -75,6 +78,26 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
         InputError: unknown model_type; a tensor that is missing, misshapen or unknown; a tokenizer with ids
             beyond the embedding's rows.
     """
+    recognised = _read(checkpoint)
+    _check_tensors(checkpoint, recognised)
+    _check_vocabulary(checkpoint, recognised.spec)
+    return recognised
+
+
+def settle(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as `recognise` wants it where its parts count the vocabulary differently and it is clear who is right.
+
+    Its warnings say what was changed, and what the config offers and the graph will not have.
+
+    Raises:
+        InputError: unknown model_type; a config its family refuses; table and head of different rows.
+    """
+    recognised = _read(checkpoint)
+    checkpoint = settled(checkpoint, recognised)
+    return dataclasses.replace(checkpoint, warnings=(*checkpoint.warnings, *recognised.notes))
+
+
+def _read(checkpoint: Checkpoint) -> Recognised:
     model_type = checkpoint.config.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.MODEL_TYPES}
     if model_type not in by_type:
@@ -83,10 +106,7 @@ def recognise(checkpoint: Checkpoint) -> Recognised:
         supported = ", ".join(sorted(by_type))
         raise InputError("config.json", f"model_type {model_type!r} is not supported", f"{hint}supported: {supported}")
     family = mobilellm if mobilellm.speaks(checkpoint.config) else by_type[model_type]
-    recognised = family.read(checkpoint)
-    _check_tensors(checkpoint, recognised)
-    _check_vocabulary(checkpoint, recognised.spec)
-    return recognised
+    return family.read(checkpoint)
 
 
 def _check_tensors(checkpoint: Checkpoint, recognised: Recognised) -> None:

@@ -78,7 +78,10 @@ def _intermediate_size(config: Mapping[str, Any]) -> int:
     size = int(2 * size / 3)
     if "block_ffn_dim_multiplier" in config and config["block_ffn_dim_multiplier"] is None:
         return size
-    size = int(number(config, "block_ffn_dim_multiplier", 1.0) * size)
+    multiplier = number(config, "block_ffn_dim_multiplier", 1.0)
+    if multiplier > 1000:  # of a width the tensors are held against below; int() of infinity would fail before
+        raise InputError(CONFIG, f"block_ffn_dim_multiplier is {multiplier}, not a plausible factor", COMPARE)
+    size = int(multiplier * size)
     multiple = positive_int(config, "block_multiple_of", 256)
     return multiple * ((size + multiple - 1) // multiple)
 

@@ -36,13 +36,20 @@ def read(checkpoint: Checkpoint) -> Recognised:
     spec = llama.read_spec("phi3", checkpoint, config, lambda head_dim: read_rope(config, head_dim, partial=1.0, kinds=kinds))
     original = longrope_original(config)
     window = None if config.get("sliding_window") is None else positive_int(config, "sliding_window")
+    offered = spec.max_position_embeddings
     spec = dataclasses.replace(
         spec,
         blocks=(BlockSpec(window=window),) * spec.num_hidden_layers,
-        max_position_embeddings=min(spec.max_position_embeddings, original or spec.max_position_embeddings),
+        max_position_embeddings=min(offered, original or offered),
     )
     weights = _weight_map(spec, checkpoint)
-    return Recognised(spec, weights, tie(config, False), llama.ignored(checkpoint.tensors))
+    notes: tuple[str, ...] = ()
+    if original and original < offered:
+        notes = (
+            f"{CONFIG}: beyond {original} of {offered} positions longrope rotates by its long factors; "
+            f"a graph holds one set, the short one: {original} positions are all it serves",
+        )
+    return Recognised(spec, weights, tie(config, False), llama.ignored(checkpoint.tensors), notes)
 
 
 def _with_longrope(config: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def read_rope(
     elif kind == "longrope":
         factors = torch.tensor(_factors(settings, "short_factor", kind, len(inverse)), dtype=torch.float32)
         inverse, attention_factor = 1.0 / (factors * grown), _longrope_attention(config, settings)
+    if not torch.isfinite(inverse).all():
+        raise InputError(CONFIG, "a rotary frequency is not finite in float32", "check rope_theta and rope_scaling")
     return RopeSpec(tuple(inverse.tolist()), attention_factor, interleaved)
 
 
@@ -76,7 +78,7 @@ def _rotated(config: Mapping[str, Any], settings: Mapping[str, Any], head_dim: i
             raise InputError(CONFIG, f"partial_rotary_factor is {given!r}, this family rotates whole heads", "check model_type")
         return head_dim
     share = number({"partial_rotary_factor": given}, "partial_rotary_factor", partial)
-    rotated = int(head_dim * share)
+    rotated = int(head_dim * min(share, 100))  # of infinity there is no int
     if share > 1 or rotated < 2 or rotated % 2:
         what = f"partial_rotary_factor {share} of head_dim {head_dim} are {rotated} channels"
         raise InputError(CONFIG, what, "check both: channels are rotated in pairs")
@@ -107,6 +109,8 @@ def _longrope_attention(config: Mapping[str, Any], settings: Mapping[str, Any]) 
         return number(settings, "attention_factor")
     original = longrope_original(config)
     assert original
+    if original == 1:
+        raise InputError(CONFIG, f"{ORIGINAL} is 1, from which no context grows", "check rope_scaling")
     factor = number(settings, "factor", positive_int(config, "max_position_embeddings") / original)
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 

@@ -43,6 +43,11 @@ class BlockSpec:
     qk_norm: Literal["none", "rms", "layer", "l2"] = "none"
     query_temperature: tuple[float, float] | None = None
 
+    @property
+    def reach(self) -> int | None:
+        """Most positions a token attends to, its own included; None: its whole past."""
+        return min((bound for bound in (self.window, self.chunk) if bound is not None), default=None)
+
 
 @dataclass(frozen=True)
 class DecoderSpec:
@@ -192,12 +197,14 @@ class Recognised:
     weights: graph name -> source, for every block the file numbers, e.g. "blocks.3.attention.qkv.weight".
         Holds "embedding.weight"; holds "head.linear.weight" only where the file has a head tensor.
     ignored: checkpoint tensors that are known to carry no weight (masks, rotary tables of old files).
+    notes: what the config offers and the graph does not, one line each; `settle` makes warnings of them.
     """
 
     spec: DecoderSpec | RwkvSpec
     weights: Mapping[str, WeightSource]
     flags: SharingFlags
     ignored: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def decoder(self) -> DecoderSpec:

@@ -14,6 +14,7 @@ from torch import nn
 
 from mobile_export.families.spec import RwkvSpec
 
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # numerator, denominator, maximum
 NOTHING_YET = -1e30  # the maximum over no position: finite, so that a difference of two of them is no NaN
 
 
@@ -58,16 +59,11 @@ class TimeMix(nn.Module):
         before = torch.cat((state.time_input, now[:, :-1]), dim=1)
         key, value = self.key(mixed(now, before, self.mix_key)), self.value(mixed(now, before, self.mix_value))
         gate = torch.sigmoid(self.receptance(mixed(now, before, self.mix_receptance)))
-        means, top, above, below = [], state.maximum, state.numerator, state.denominator
+        means, sums = [], (state.numerator, state.denominator, state.maximum)
         for k, v in zip(key.split(1, dim=1), value.split(1, dim=1), strict=True):
-            favoured = k + self.bonus
-            highest = torch.maximum(top, favoured)
-            past, newest = torch.exp(top - highest), torch.exp(favoured - highest)
-            means.append((past * above + newest * v) / (past * below + newest))
-            highest = torch.maximum(top + self.decay, k)
-            past, newest = torch.exp(top + self.decay - highest), torch.exp(k - highest)
-            top, above, below = highest, past * above + newest * v, past * below + newest
-        after = RwkvState(now[:, -1:], state.channel_input, above, below, top)
+            mean, sums = weighed(sums, k, v, self.bonus, self.decay)
+            means.append(mean)
+        after = RwkvState(now[:, -1:], state.channel_input, *sums)
         return self.output(gate * torch.cat(means, dim=1)), after
 
 
@@ -122,7 +118,7 @@ class RwkvHead(nn.Module):
 class RwkvDecoder(nn.Module):
     """The whole model, each execution with its own state.
 
-    embedding: tokens int64 [1, T] -> [1, T, hidden]; norm: on those.
+    embedding: tokens int64 [1, T] -> [1, T, hidden]; norm: on those; blocks: called as RwkvBlock.
     """
 
     def __init__(
@@ -132,7 +128,7 @@ class RwkvDecoder(nn.Module):
         *,
         embedding: nn.Module,
         norm: nn.Module,
-        blocks: Iterable[RwkvBlock],
+        blocks: Iterable[nn.Module],
         head: nn.Module,
     ) -> None:
         super().__init__()
@@ -157,6 +153,21 @@ class RwkvDecoder(nn.Module):
             x, self.states[slot] = self.blocks[stored](x, self.states[slot])
         self.position = position + tokens.shape[1]
         return x
+
+
+def weighed(
+    sums: Sums, key: torch.Tensor, value: torch.Tensor, bonus: torch.Tensor, decay: torch.Tensor
+) -> tuple[torch.Tensor, Sums]:
+    """One position's mean of the values up to it, and the sums with it in: all of one shape, channels last."""
+    above, below, top = sums
+    favoured = key + bonus
+    highest = torch.maximum(top, favoured)
+    past, newest = torch.exp(top - highest), torch.exp(favoured - highest)
+    mean = (past * above + newest * value) / (past * below + newest)
+    faded = top + decay
+    highest = torch.maximum(faded, key)
+    past, newest = torch.exp(faded - highest), torch.exp(key - highest)
+    return mean, (past * above + newest * value, past * below + newest, highest)
 
 
 def mixed(now: torch.Tensor, before: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

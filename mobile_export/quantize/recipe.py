@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import json
 import tomllib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from mobile_export.errors import InputError, UsageError
 
 STRICT = pydantic.ConfigDict(extra="forbid", strict=True)
+EMBEDDING, HEAD, POSITIONS = "embedding.weight", "head.linear.weight", "positions.weight"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,6 +51,10 @@ class Override:
     match: str
     precision: Precision
 
+    def names(self, matrix: str) -> bool:
+        """Whether it names a matrix of the graph."""
+        return fnmatch.fnmatchcase(matrix, self.match)
+
 
 @dataclass(frozen=True, config=STRICT)
 class KvCache:
@@ -78,6 +84,15 @@ class Recipe:
         for precision in (self.linear, self.head, *(o.precision for o in self.override)):
             if (precision.bits == 32) != (self.activations == "float32"):
                 raise ValueError("float32 weights go with float32 activations, quantized ones with int8 activations")
+
+    def precision_of(self, matrix: str) -> Precision:
+        """How a matrix of the graph is stored; of the overrides that name it, the last one decides.
+
+        A position table is small, and nothing is multiplied with it, so it never goes below 8 bits by itself.
+        """
+        positions = Precision(32) if self.embedding.bits == 32 else Precision(8)
+        usual = {EMBEDDING: self.embedding, HEAD: self.head, POSITIONS: positions}.get(matrix, self.linear)
+        return next((o.precision for o in reversed(self.override) if o.names(matrix)), usual)
 
 
 _RECIPE = pydantic.TypeAdapter(Recipe)

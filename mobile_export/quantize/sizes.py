@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mobile_export.families.spec import DecoderSpec, Recognised, RwkvSpec
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
-from mobile_export.sharing import SharingPlan
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.weights import ModelWeights
+    from mobile_export.sharing import SharingPlan
 
 GROUP_SIZE = 32  # of the 4-bit column
 
@@ -72,18 +76,32 @@ def bits_per_weight(weights: ModelWeights) -> float:
     return bits / sum(m.parameters for m in weights.matrices.values())
 
 
-def kv_bytes_per_token(spec: DecoderSpec | RwkvSpec, slots: int, dtype: str) -> int:
-    """Bytes one token adds to the KV cache over all slots: key and value, with a scale and a zero point a row for int8."""
+def kv_bytes(spec: DecoderSpec | RwkvSpec, rows: int, dtype: str) -> int:
+    """Bytes of so many rows of KV slots: key and value of a token each, with a scale and a zero point a head for int8."""
     if isinstance(spec, RwkvSpec):
         return 0
-    row = spec.head_dim + 5 if dtype == "int8" else 4 * spec.head_dim
-    return 2 * slots * spec.num_key_value_heads * row
+    head = spec.head_dim + 5 if dtype == "int8" else 4 * spec.head_dim
+    return 2 * rows * spec.num_key_value_heads * head
 
 
 def kv_slots(recognised: Recognised, plan: SharingPlan) -> int:
     """Executions that keep keys and values: all but those of a short convolution, whose columns do not grow."""
-    kinds = [recognised.kinds[plan.blocks[stored]] for stored in plan.schedule]
-    return sum(kind is not None and kind.mixer == "attention" for kind in kinds)
+    return len(kv_reach(recognised, plan))
+
+
+def kv_reach(recognised: Recognised, plan: SharingPlan) -> dict[int, int | None]:
+    """Execution that keeps keys and values -> most positions it attends to, None: the whole past."""
+    kinds = (recognised.kinds[plan.blocks[stored]] for stored in plan.schedule)
+    return {slot: kind.reach for slot, kind in enumerate(kinds) if kind is not None and kind.mixer == "attention"}
+
+
+def kv_rows(recognised: Recognised, plan: SharingPlan, context: int, max_prompt: int) -> dict[int, int]:
+    """Execution -> rows of its KV slot in a .pte: the context, or what is seen between the first and last token of a call.
+
+    All tokens of a call are written before the first of them reads, so none may take the place of a row it sees.
+    """
+    reaches = kv_reach(recognised, plan).items()
+    return {slot: context if reach is None else min(context, reach + max_prompt - 1) for slot, reach in reaches}
 
 
 def state_bytes(recognised: Recognised, plan: SharingPlan) -> int:

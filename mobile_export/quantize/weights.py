@@ -5,10 +5,8 @@ The one place numbers are made: all three emitters and the verification ask here
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
@@ -17,43 +15,11 @@ from mobile_export.checkpoint.read import read_float32
 from mobile_export.errors import InputError
 from mobile_export.families.spec import Recognised, WeightSource
 from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
-from mobile_export.quantize.recipe import Precision, Recipe
+from mobile_export.quantize.matrix_plan import MatrixPlan, uses
+from mobile_export.quantize.recipe import EMBEDDING, HEAD, Recipe
 from mobile_export.sharing import SharingPlan
 
-EMBEDDING, HEAD, POSITIONS = "embedding.weight", "head.linear.weight", "positions.weight"
 PARTS = ("embedding", "head", "blocks", "norms")
-
-
-@dataclass(frozen=True)
-class MatrixPlan:
-    """One matrix: its graph name, shape, precision, and how many graph places use the one copy."""
-
-    name: str
-    shape: tuple[int, int]
-    precision: Precision
-    uses: int
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes (or floats), two 4-bit codes to a byte."""
-        return self.parameters * self.precision.bits // 8
-
-    @property
-    def scale_bytes(self) -> int:
-        """Bytes of the scales as ExecuTorch stores them: two a group, four a channel.
-
-        A tied 4-bit table has them twice: the gather's operator reads float16, XNNPACK's bfloat16, and where they are
-        the same value they are not the same bytes.
-        """
-        rows, columns = self.shape
-        if self.precision.group_size:
-            copies = 2 if self.name == EMBEDDING and self.uses == 2 else 1
-            return rows * columns // self.precision.group_size * 2 * copies
-        return 0 if self.precision.bits == 32 else rows * 4
 
 
 class ModelWeights:
@@ -128,7 +94,7 @@ class ModelWeights:
 
     def executions_of(self, name: str) -> int:
         """How many places of the graph use a weight."""
-        return _uses(name, self.plan)
+        return uses(name, self.plan.schedule, tied=self.plan.tied)
 
 
 def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSource]:
@@ -146,34 +112,16 @@ def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSourc
     return sources
 
 
-def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> Iterable[MatrixPlan]:
-    unmatched = {o.match for o in recipe.override}
-    for name, source in sources.items():
-        if len(source.shape) != 2:
-            continue
-        fixed = {EMBEDDING: recipe.embedding, HEAD: recipe.head, POSITIONS: _positions(recipe)}
-        precision = fixed.get(name, recipe.linear)
-        for override in recipe.override:
-            if fnmatch.fnmatchcase(name, override.match):
-                precision = override.precision
-                unmatched.discard(override.match)
-        rows, columns = source.shape
-        yield MatrixPlan(name, (rows, columns), precision, _uses(name, plan))
-    if unmatched:
-        match = sorted(unmatched)[0]
-        raise InputError(f"recipe {recipe.name}", f"override {match!r} names no matrix", "`inspect` lists their names")
-
-
-def _positions(recipe: Recipe) -> Precision:
-    """A position table's precision: it is small, and nothing is multiplied with it, so it never goes below 8 bits."""
-    return Precision(32) if recipe.embedding.bits == 32 else Precision(8)
-
-
-def _uses(name: str, plan: SharingPlan) -> int:
-    """How many places of the graph use a weight: every execution of its block; gather and head for a tied table."""
-    if name == EMBEDDING:
-        return 2 if plan.tied else 1
-    return plan.schedule.count(int(name.split(".")[1])) if name.startswith("blocks.") else 1
+def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> list[MatrixPlan]:
+    shapes = {name: source.shape for name, source in sources.items() if len(source.shape) == 2}
+    for override in recipe.override:
+        if not any(override.names(name) for name in shapes):
+            what = f"override {override.match!r} names no matrix"
+            raise InputError(f"recipe {recipe.name}", what, "`inspect` lists their names")
+    return [
+        MatrixPlan(name, (rows, columns), recipe.precision_of(name), uses(name, plan.schedule, tied=plan.tied))
+        for name, (rows, columns) in shapes.items()
+    ]
 
 
 def _check_divides(where: str, matrix: MatrixPlan) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from mobile_export.checkpoint.read import read_float32
-from mobile_export.quantize.weights import HEAD, ModelWeights
+from mobile_export.quantize.recipe import HEAD
+from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.reference import reference_logits, reference_model
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from mobile_export.verify.parity import (
     within_noise,
 )
 from mobile_export.verify.pte_runtime import PteRuntime
-from mobile_export.verify.reference import reference_decoder
+from mobile_export.verify.reference import reference_model
 from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
 
 
@@ -37,7 +37,7 @@ def verify_pte(path: Path, weights: ModelWeights, graph: PteGraph, context: int)
     if weights.recipe.activations == "float32":
         oracle, logits = float32_oracle(weights, context)
         return Verification(oracle, len(tokens), (metadata, *exact_checks(runtime, logits, tokens, graph.max_prompt)))
-    decoder = reference_decoder(weights, context)
+    decoder = reference_model(weights, context)
 
     def checks(floor: NoiseFloor) -> list[Check]:
         short = short_sequence_checks(runtime, decoder, floor, graph.max_prompt)

@@ -23,7 +23,9 @@ from mobile_export.model.entry import Entry, has_entry
 from mobile_export.model.rotary import RotaryTables
 from mobile_export.model.rwkv import RwkvBlock, RwkvDecoder, RwkvHead
 from mobile_export.model.short_conv import PlainColumns, ShortConv
-from mobile_export.quantize.weights import EMBEDDING, POSITIONS, MatrixPlan, ModelWeights
+from mobile_export.quantize.matrix_plan import MatrixPlan
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
+from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.quantized_linear import (
     Activations,
     DynamicInt8Linear,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mobile_export import __version__
@@ -15,8 +15,9 @@ from mobile_export.emit.describe import describe, export_id
 from mobile_export.errors import InputError, UsageError
 from mobile_export.families.spec import DecoderSpec
 from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest
+from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.sizes import kv_slots, state_bytes
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+from mobile_export.quantize.weights import ModelWeights
 
 TARGET = "iOS 18"
 FLOAT16 = 2  # bytes
@@ -59,7 +60,7 @@ def write_artifact(
         OSError: the folder cannot be written.
     """
     program = write_package(folder, weights, options, about(weights, options), say)
-    tokenizer_files = write_tokenizer(folder, weights)
+    words = write_files(folder, tokenizer_files(weights))
     config = json.dumps(weights.checkpoint.config, indent=2) + "\n"
     (folder / "config.json").write_text(config, encoding="utf-8")
     return describe(
@@ -71,7 +72,7 @@ def write_artifact(
         kv_cache=kv_cache(weights, options.max_context),
         parts=program.parts,
         predicted=predicted_bytes(weights),
-        tokenizer_files=tokenizer_files,
+        tokenizer_files=words,
         packages=PACKAGES,
         requested_schedule=requested_schedule,
         warnings=program.warnings,
@@ -110,13 +111,17 @@ def kv_cache(weights: ModelWeights, context: int) -> KvCacheSize:
     slots = kv_slots(weights.recognised, plan)
     per_token = 2 * slots * spec.num_key_value_heads * spec.head_dim * FLOAT16
     columns = state_bytes(weights.recognised, plan) // 4 * FLOAT16  # counted in float32 there
-    return KvCacheSize("float16", slots, per_token, per_token * context, columns)
+    return KvCacheSize("float16", slots, [context] * slots, per_token, per_token * context, columns)
 
 
-def write_tokenizer(folder: Path, weights: ModelWeights) -> tuple[str, ...]:
-    """Write the tokenizer's files, a tokenizer.json among them; give their names."""
+def tokenizer_files(weights: ModelWeights) -> Mapping[str, bytes]:
+    """The tokenizer's files, a tokenizer.json among them; none where the checkpoint has no tokenizer."""
     tokenizer = weights.checkpoint.tokenizer
-    files = with_tokenizer_json(tokenizer).files if tokenizer else {}
+    return with_tokenizer_json(tokenizer).files if tokenizer else {}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Write files; give their names."""
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return tuple(files)

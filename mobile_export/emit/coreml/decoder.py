@@ -20,7 +20,8 @@ from mobile_export.model.entry import Entry, has_entry
 from mobile_export.model.norms import RmsNorm
 from mobile_export.model.rotary import RotaryTables
 from mobile_export.model.short_conv import ShortConv
-from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
+from mobile_export.quantize.weights import ModelWeights
 
 KEYS, VALUES, COLUMNS = "keyCache", "valueCache", "columns"  # the first two: names swift-transformers looks for
 SMALLEST = 2.0**-10  # what a norm divides by at least: eps / SMALLEST ** 2 stays finite in float16

@@ -16,13 +16,22 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from mobile_export.emit.coreml.artifact import PACKAGES, about, kv_cache, package_facts, predicted_bytes, write_tokenizer
+from mobile_export.emit.coreml.artifact import (
+    PACKAGES,
+    about,
+    kv_cache,
+    package_facts,
+    predicted_bytes,
+    tokenizer_files,
+    write_files,
+)
 from mobile_export.emit.coreml.layouts import LOGITS, POSITION, TOKENS, CoreMlOptions
 from mobile_export.emit.coreml.package import FILE as PACKAGE
 from mobile_export.emit.coreml.package import write_package
 from mobile_export.emit.coreml.toolchain import coremltools
 from mobile_export.emit.describe import describe
 from mobile_export.emit.pte_methods import constant_methods
+from mobile_export.emit.pte_tokenizer import for_executorch
 from mobile_export.manifest import Manifest, PteGraph
 from mobile_export.quantize.weights import ModelWeights
 
@@ -69,7 +78,7 @@ def write_artifact(
         kv_cache=kv_cache(weights, options.max_context),
         parts=parts,
         predicted=predicted_bytes(weights),
-        tokenizer_files=write_tokenizer(folder, weights),
+        tokenizer_files=write_files(folder, for_executorch(tokenizer_files(weights))),
         packages=(*PACKAGES, "executorch"),
         requested_schedule=requested_schedule,
         warnings=package.warnings,

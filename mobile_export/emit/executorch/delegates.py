@@ -12,18 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mobile_export.emit.executorch import rwkv
 from mobile_export.emit.executorch.delegable import for_xnnpack, head_of
 from mobile_export.emit.executorch.entry import EntryPiece, needs_piece
 from mobile_export.emit.executorch.joined import JoinedAttentionInput, shape_of
 from mobile_export.emit.executorch.lowering import Delegated, Shape, Template, instantiate, lower_template
 from mobile_export.emit.executorch.pieces import Constant, Weight, constants_of
 from mobile_export.emit.executorch.short_conv import ConvInput, ConvOutput
-from mobile_export.families.spec import BlockSpec, DecoderSpec
+from mobile_export.families.spec import BlockSpec, DecoderSpec, RwkvSpec
 from mobile_export.model.decoder import FeedForward
-from mobile_export.quantize.recipe import Precision
-from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
+from mobile_export.model.rwkv import RwkvHead
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS, Precision
+from mobile_export.quantize.weights import ModelWeights
 
-ENTRY = "embedding."
+ENTRY, ENTRY_NORM = "embedding.", "embedding.norm."
 INNER = re.compile(r"^inner\.")  # ConvInput's word for "in"
 TAP = re.compile(r"conv\.taps\.(\d+)")  # a column of a conv block's kernel
 
@@ -47,7 +49,10 @@ class _Piece:
         return dataclasses.replace(self, prefix="")
 
 
-def _pieces(spec: DecoderSpec, blocks: Sequence[int], max_prompt: int) -> Iterator[_Piece]:
+def _pieces(spec: DecoderSpec | RwkvSpec, blocks: Sequence[int], max_prompt: int) -> Iterator[_Piece]:
+    if isinstance(spec, RwkvSpec):
+        yield from _rwkv_pieces(spec, len(blocks), max_prompt)
+        return
     stream, query = (spec.hidden_size,), (spec.num_attention_heads, spec.head_dim)
     joined = (spec.num_attention_heads + 2 * spec.num_key_value_heads, spec.head_dim)
     if needs_piece(spec):
@@ -63,6 +68,17 @@ def _pieces(spec: DecoderSpec, blocks: Sequence[int], max_prompt: int) -> Iterat
         yield _Piece(f"blocks.{i}.attention.", JoinedAttentionInput, takes, (joined,), max_prompt, kind)
         yield _Piece(f"blocks.{i}.ffn.", FeedForward, (stream, query), (stream,), max_prompt)
     yield _Piece("head.", head_of(spec), (stream,), ((spec.vocab_size,),), 1)
+
+
+def _rwkv_pieces(spec: RwkvSpec, blocks: int, max_prompt: int) -> Iterator[_Piece]:
+    stream, inner = (spec.hidden_size,), (spec.attention_hidden_size,)
+    yield _Piece(ENTRY_NORM, rwkv.Norm, (stream,), (stream,), max_prompt)
+    for i in range(blocks):
+        yield _Piece(f"blocks.{i}.attention.norm.", rwkv.Norm, (stream,), (stream,), max_prompt)
+        yield _Piece(f"blocks.{i}.attention.", rwkv.TimeInput, (stream, stream), (inner, inner, inner), max_prompt)
+        yield _Piece(f"blocks.{i}.", rwkv.TimeOutput, (stream, inner, inner), (stream, stream), max_prompt)
+        yield _Piece(f"blocks.{i}.ffn.", rwkv.ChannelOutput, (stream, stream, stream), (stream,), max_prompt)
+    yield _Piece("head.", RwkvHead, (stream,), ((spec.vocab_size,),), 1)
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,7 @@ def lower_pieces(weights: ModelWeights, max_prompt: int, say: Callable[[str], No
     Raises:
         InputError: a weight that cannot be read or is not finite.
     """
-    spec = weights.recognised.decoder
+    spec = weights.recognised.spec
     pieces = list(_pieces(spec, weights.plan.blocks, max_prompt))
     lowered: dict[str, Delegated] = {}
     part_of_key: dict[str, str] = {}
@@ -105,24 +121,25 @@ def lower_pieces(weights: ModelWeights, max_prompt: int, say: Callable[[str], No
             lowered[piece.prefix] = instantiate(template, constants)
             for name, source in places.items():
                 part_of_key.update((constant.key, weights.part_of(source)) for constant in constants[name])
-        positions = _weight(weights, POSITIONS) if spec.learned_positions else None
+        learned = isinstance(spec, DecoderSpec) and spec.learned_positions
+        positions = _weight(weights, POSITIONS) if learned else None
         return LoweredPieces(lowered, part_of_key, table.result(), positions)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 @functools.cache
-def _template(piece: _Piece, spec: DecoderSpec, precisions: tuple[tuple[str, Precision], ...]) -> Template:
+def _template(piece: _Piece, spec: DecoderSpec | RwkvSpec, precisions: tuple[tuple[str, Precision], ...]) -> Template:
     """The template of every piece of one shape; a lowering takes seconds whatever the size."""
     return lower_template(for_xnnpack(_empty(piece, spec)), dict(precisions), piece.takes, piece.gives, piece.max_prompt)
 
 
-def _empty(piece: _Piece, spec: DecoderSpec) -> nn.Module:
+def _empty(piece: _Piece, spec: DecoderSpec | RwkvSpec) -> nn.Module:
     with torch.device("meta"):
         return piece.kind(spec, piece.block) if piece.block else piece.kind(spec)
 
 
-def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec) -> dict[str, str]:
+def _places(weights: ModelWeights, piece: _Piece, spec: DecoderSpec | RwkvSpec) -> dict[str, str]:
     """Parameter of a piece -> the weight it reads."""
     names = [name for name, _ in _empty(piece, spec).named_parameters()]
     return {name: weights.source_of(piece.prefix + INNER.sub("in.", TAP.sub("conv.kernel", name))) for name in names}

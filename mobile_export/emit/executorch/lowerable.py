@@ -15,16 +15,24 @@ def check_lowerable(spec: DecoderSpec | RwkvSpec, kv_dtype: str = "float32") -> 
     Raises:
         InputError: names the family and the first feature in the way.
     """
-    for feature in ("is recurrent",) if isinstance(spec, RwkvSpec) else _beyond(spec, kv_dtype):
+    if isinstance(spec, RwkvSpec):
+        if kv_dtype != "float32":
+            what = f"family {spec.family!r} keeps a state and no KV cache, so none can be {kv_dtype}"
+            raise InputError(CONFIG, what, "use --kv float32")
+        return
+    for feature in _beyond(spec, kv_dtype):
         what = f"family {spec.family!r} {feature}, which the .pte emitter does not lower yet"
         raise InputError(CONFIG, what, "try `mobile-export onnx`")
 
 
-def attention_of(spec: DecoderSpec, asked: str) -> str:
+def attention_of(spec: DecoderSpec | RwkvSpec, asked: str) -> str:
     """ "custom" where it was asked for and the runtime's operators can express the family's attention, else "core".
 
-    `llama::custom_sdpa` takes one mask for all heads, and so no ALiBi; it does nothing to a score but scale it.
+    "none" for a family without attention. `llama::custom_sdpa` takes one mask for all heads, and so no ALiBi; it does
+    nothing to a score but scale it.
     """
+    if isinstance(spec, RwkvSpec):
+        return "none"
     return "core" if spec.alibi != "none" or spec.attention_softcap is not None else asked
 
 

@@ -18,21 +18,24 @@ from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEv
 from torch.export import Dim, ExportedProgram, export
 
 from mobile_export.emit.executorch.attention import CoreAttention, CustomAttention, CustomInt8Attention, SlotAttention
-from mobile_export.emit.executorch.delegates import ENTRY, lower_pieces
+from mobile_export.emit.executorch.delegates import ENTRY, ENTRY_NORM, LoweredPieces, lower_pieces
 from mobile_export.emit.executorch.embedding import gather
 from mobile_export.emit.executorch.entry import PteEntry
 from mobile_export.emit.executorch.joined import JoinedRotaryTables, SplitHeads
 from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
 from mobile_export.emit.executorch.lowering import EDGE, Delegated
 from mobile_export.emit.executorch.pieces import SCALE, as_bytes, digest
+from mobile_export.emit.executorch.rwkv import PteRwkvBlock, PteRwkvDecoder
 from mobile_export.emit.executorch.segments import assemble, count_calls, named_bytes
 from mobile_export.emit.executorch.short_conv import PteColumns, PteConvBlock
 from mobile_export.emit.pte_methods import constant_methods
 from mobile_export.errors import UsageError
-from mobile_export.families.spec import DecoderSpec
+from mobile_export.families.spec import DecoderSpec, RwkvSpec
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.model.decoder import Block, ConvBlock, Decoder
 from mobile_export.model.entry import has_entry
+from mobile_export.model.rwkv import RwkvDecoder
+from mobile_export.quantize.sizes import kv_rows
 from mobile_export.quantize.weights import PARTS, ModelWeights
 
 
@@ -40,7 +43,7 @@ from mobile_export.quantize.weights import PARTS, ModelWeights
 class PteOptions:
     """What a .pte is built for.
 
-    max_context: KV rows per slot. max_prompt: most tokens in one call; longer prompts are fed in chunks.
+    max_context: most positions of a text. max_prompt: most tokens in one call; longer prompts are fed in chunks.
     attention: "custom" (the runtime's llama operators, where they can express the family's) or "core" (plain operators).
     """
 
@@ -56,7 +59,7 @@ class PteProgram:
     file: the .pte's bytes.
     outside: operator -> how often it is called outside a delegate, the price of a step beside its linears.
     delegates: entries in the file; calls: delegate calls per step.
-    attention: "custom" or "core", as it came to be.
+    attention: "custom" or "core", as it came to be; "none" for RWKV.
     parts: bytes of the file by part: "embedding", "head", "blocks", "norms", "positions", "graph"; they add up to the file.
     """
 
@@ -83,36 +86,19 @@ def build_program(
         InputError: a graph this emitter does not lower, a weight that cannot be read or is not finite.
         UsageError: int8 KV with core attention.
     """
-    check_lowerable(weights.recognised.spec, weights.recipe.kv.dtype)
-    spec, plan = weights.recognised.decoder, weights.plan
+    spec, plan, kv_dtype = weights.recognised.spec, weights.plan, weights.recipe.kv.dtype
+    check_lowerable(spec, kv_dtype)
     options = dataclasses.replace(options, attention=attention_of(spec, options.attention))
-    attend = _attention(weights, options)
+    if options.attention == "core" and kv_dtype != "float32":
+        raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
     pieces = lower_pieces(weights, options.max_prompt, say)
-    delegates = pieces.delegates
-    rotary = [JoinedRotaryTables(spec, rope, options.max_context) for rope in spec.ropes]
-    decoder = _PteDecoder(
-        spec,
-        plan.schedule,
-        options.max_context,
-        embedding=gather(pieces.table),
-        entry=PteEntry(spec, options.max_context, pieces.positions, delegates.get(ENTRY)) if has_entry(spec) else None,
-        blocks=[_block(spec, delegates, i, block) for i, block in enumerate(plan.blocks)],
-        rotary=rotary,
-        attend=attend,
-        head=delegates["head."],
-        remember=PteColumns(spec, _slots(weights, "conv"), options.max_context) if spec.conv_kernel else None,
-    )
-    positions = sum(tables.cos.nbytes + tables.sin.nbytes for tables in rotary)
-    if pieces.positions is not None:
-        positions += sum(buffer.nbytes for buffer in gather(pieces.positions).buffers())
-    part_of_key = pieces.part_of_key
-    of_delegates = {key.removeprefix(SCALE) for key in part_of_key}  # a tied table's gather finds its codes among them
-    gathered = sum(b.nbytes for b in decoder.embedding.buffers() if digest(as_bytes(b)) not in of_delegates)
+    decoder = _rwkv(weights, pieces) if isinstance(spec, RwkvSpec) else _decoder(weights, options, pieces)
+    part_of_key, beside = pieces.part_of_key, _bytes_beside(decoder, pieces)
     say("tracing the whole graph")
     traced = _trace(decoder.eval(), options.max_prompt)
     methods = constant_methods(spec, plan, options, bos_id, eos_ids)
     edge = to_edge(traced, compile_config=EDGE, constant_methods=methods)
-    del traced, decoder, delegates, pieces
+    del traced, decoder, pieces
     say("writing the program")
     manager = edge.to_executorch(
         ExecutorchBackendConfig(
@@ -126,19 +112,29 @@ def build_program(
     file = assemble(manager)
     plan_in_file = manager._emitter_output.program.execution_plan[0]
     outside, calls = count_calls(plan_in_file)
-    parts = _part_bytes(named, part_of_key, gathered, positions, len(file))
+    parts = _part_bytes(named, part_of_key, beside, len(file))
     return PteProgram(file, parts, outside, len(plan_in_file.delegates), calls, options.attention)
 
 
-def _part_bytes(
-    named: dict[str, int], part_of_key: dict[str, str], gathered: int, positions: int, file_bytes: int
-) -> dict[str, int]:
-    """Bytes of the file by part: delegates' constants by name, what the gather holds beside them, and the rest is graph."""
+def _bytes_beside(decoder: Decoder | RwkvDecoder, pieces: LoweredPieces) -> dict[str, int]:
+    """Part -> bytes of its constants that no delegate looks up by name."""
+    of_delegates = {key.removeprefix(SCALE) for key in pieces.part_of_key}  # a tied table's gather finds its codes among them
+    gathered = sum(b.nbytes for b in decoder.embedding.buffers() if digest(as_bytes(b)) not in of_delegates)
+    if isinstance(decoder, RwkvDecoder):
+        return {"embedding": gathered, "norms": sum(b.nbytes for block in decoder.blocks for b in block.buffers(recurse=False))}
+    tables = [buffer for tables in decoder.rotary for buffer in tables.buffers()]
+    if pieces.positions is not None:
+        tables += gather(pieces.positions).buffers()
+    return {"embedding": gathered, "positions": sum(table.nbytes for table in tables)}
+
+
+def _part_bytes(named: dict[str, int], part_of_key: dict[str, str], beside: dict[str, int], file_bytes: int) -> dict[str, int]:
+    """Bytes of the file by part: delegates' constants by name, what lies beside them, and the rest is graph."""
     parts = dict.fromkeys((*PARTS, "positions", "graph"), 0)
     for key, size in named.items():
         parts[part_of_key.get(key, "graph")] += size
-    parts["embedding"] += gathered
-    parts["positions"] = positions
+    for part, size in beside.items():
+        parts[part] += size
     parts["graph"] += file_bytes - sum(parts.values())
     return parts
 
@@ -154,19 +150,52 @@ class _PteDecoder(Decoder):
         return x
 
 
+def _decoder(weights: ModelWeights, options: PteOptions, pieces: LoweredPieces) -> Decoder:
+    """The Decoder of lowered pieces."""
+    spec, plan, delegates = weights.recognised.decoder, weights.plan, pieces.delegates
+    return _PteDecoder(
+        spec,
+        plan.schedule,
+        options.max_context,
+        embedding=gather(pieces.table),
+        entry=PteEntry(spec, options.max_context, pieces.positions, delegates.get(ENTRY)) if has_entry(spec) else None,
+        blocks=[_block(spec, delegates, i, block) for i, block in enumerate(plan.blocks)],
+        rotary=[JoinedRotaryTables(spec, rope, options.max_context) for rope in spec.ropes],
+        attend=_attention(weights, options),
+        head=delegates["head."],
+        remember=PteColumns(spec, _conv_slots(weights), options.max_context) if spec.conv_kernel else None,
+    )
+
+
+def _rwkv(weights: ModelWeights, pieces: LoweredPieces) -> RwkvDecoder:
+    """The RwkvDecoder of lowered pieces."""
+    spec, plan, delegates = weights.recognised.spec, weights.plan, pieces.delegates
+    assert isinstance(spec, RwkvSpec)
+    prefixes = [f"blocks.{number}." for number in range(len(plan.blocks))]
+    sums = [[weights.float32(f"{prefix}attention.{name}") for name in ("decay", "bonus")] for prefix in prefixes]
+    return PteRwkvDecoder(
+        spec,
+        plan.schedule,
+        embedding=gather(pieces.table),
+        norm=delegates[ENTRY_NORM],
+        blocks=[PteRwkvBlock(delegates, prefix, *vectors) for prefix, vectors in zip(prefixes, sums, strict=True)],
+        head=delegates["head."],
+    )
+
+
 def _attention(weights: ModelWeights, options: PteOptions) -> SlotAttention:
-    spec, plan, kv_dtype = weights.recognised.decoder, weights.plan, weights.recipe.kv.dtype
-    if options.attention == "core" and kv_dtype != "float32":
-        raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
-    kind = CoreAttention if options.attention == "core" else CustomInt8Attention if kv_dtype == "int8" else CustomAttention
+    spec, plan = weights.recognised.decoder, weights.plan
+    int8 = weights.recipe.kv.dtype == "int8"
+    kind = CoreAttention if options.attention == "core" else CustomInt8Attention if int8 else CustomAttention
     rules = attention_rules(spec, plan.blocks, plan.schedule)
-    return kind(spec, {slot: rules[slot] for slot in _slots(weights, "attention")}, options.max_context)
+    rows = kv_rows(weights.recognised, plan, options.max_context, options.max_prompt)
+    return kind(spec, {slot: rules[slot] for slot in rows}, rows, options.max_context)
 
 
-def _slots(weights: ModelWeights, mixer: str) -> list[int]:
-    """The executions whose block mixes so."""
+def _conv_slots(weights: ModelWeights) -> list[int]:
+    """The executions whose block mixes by a short convolution."""
     blocks, plan = weights.recognised.decoder.blocks, weights.plan
-    return [slot for slot, stored in enumerate(plan.schedule) if blocks[plan.blocks[stored]].mixer == mixer]
+    return [slot for slot, stored in enumerate(plan.schedule) if blocks[plan.blocks[stored]].mixer == "conv"]
 
 
 def _block(spec: DecoderSpec, delegates: Mapping[str, Delegated], stored: int, number: int) -> Block | ConvBlock:
@@ -177,7 +206,7 @@ def _block(spec: DecoderSpec, delegates: Mapping[str, Delegated], stored: int, n
     return Block(SplitHeads(delegates[f"{prefix}attention."], spec), delegates[f"{prefix}ffn."], kind.rope)
 
 
-def _trace(decoder: Decoder, max_prompt: int) -> ExportedProgram:
+def _trace(decoder: Decoder | RwkvDecoder, max_prompt: int) -> ExportedProgram:
     length = min(3, max_prompt)
     tokens, start = torch.zeros(1, length, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     dynamic = {1: Dim("tokens", min=1, max=max_prompt)} if max_prompt > 1 else {}

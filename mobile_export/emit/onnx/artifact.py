@@ -73,7 +73,7 @@ def write_artifact(
         weights,
         graph,
         max_context=options.max_context,
-        kv_cache=KvCacheSize(kv_dtype, slots, per_token, per_token * options.max_context, state),
+        kv_cache=KvCacheSize(kv_dtype, slots, [options.max_context] * slots, per_token, per_token * options.max_context, state),
         parts=program.parts,
         predicted=predicted_bytes(weights, float_bytes),
         tokenizer_files=tuple(tokenizer_files),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from mobile_export.errors import InputError
-from mobile_export.quantize.weights import MatrixPlan, ModelWeights
+from mobile_export.quantize.matrix_plan import MatrixPlan
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.weights import ModelWeights
 
 LARGEST_BLOCK, SMALLEST_BLOCK = 256, 16  # what the CPU kernels take
 

@@ -21,7 +21,8 @@ from mobile_export.emit.onnx.short_conv import ShortConvolutions
 from mobile_export.emit.onnx.standard import StandardOperators
 from mobile_export.families.spec import BlockSpec
 from mobile_export.model.attention_rule import attention_rules
-from mobile_export.quantize.weights import EMBEDDING, POSITIONS, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
+from mobile_export.quantize.weights import ModelWeights
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
 

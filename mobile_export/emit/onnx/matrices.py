@@ -15,7 +15,8 @@ from mobile_export.emit.onnx.graph import GraphWriter
 from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.errors import InputError
 from mobile_export.quantize.clip_search import QuantizedWeight
-from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.weights import ModelWeights
 
 INT8_ACTIVATIONS = 4  # accuracy_level; where it is missing, 8-bit weights have no kernel and run 25 times slower
 

@@ -15,7 +15,8 @@ from mobile_export.emit.onnx.norms import Norms
 from mobile_export.emit.onnx.operators import OPSET, Products
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.rwkv import NOTHING_YET
-from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.weights import ModelWeights
 
 STATE = ("time_input", "channel_input", "numerator", "denominator", "maximum")
 

@@ -21,7 +21,8 @@ from mobile_export.emit.onnx.operators import Execution
 from mobile_export.emit.onnx.positions import Positions
 from mobile_export.emit.packing import four_bit_pairs
 from mobile_export.errors import InputError
-from mobile_export.quantize.weights import EMBEDDING, ModelWeights
+from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.weights import ModelWeights
 
 
 class StandardProducts:

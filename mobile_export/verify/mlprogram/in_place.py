@@ -2,9 +2,9 @@
 
 A cache is read, updated and written back: read_state -> slice_update -> write_state. Done to the letter this copies the
 whole cache three times for every layer. An update is safe in place if the graph shows that
-1. it updates the state's current memory: what read_state gave, or what such an update made of it,
+1. it updates a state's memory: what read_state gave, or what such an update made of it,
 2. no other value that may lie in that memory (a slice of the cache, say) is used after it or is the update itself,
-3. before anything else reads the state, or the function ends, the updated memory is written to it.
+3. before anything reads the state again, or the function ends, the state is written: with the updated memory, or anew.
 """
 
 from __future__ import annotations
@@ -53,15 +53,14 @@ def _walk(function: Function, chosen: frozenset[str]) -> tuple[frozenset[str], f
             whole[operation.name], within[operation.name] = memory, {memory}
         elif operation.type == WRITE:
             memory, data = (source, current[source]), operation.inputs["data"][0]
+            pending.pop(memory, None)
             if whole.get(str(data)) == memory:
-                pending.pop(memory, None)
                 settled.add(index)
             else:
-                unsafe |= pending.pop(memory, set())
                 current[source] += 1
         elif operation.name in chosen:
             found = whole.get(source)
-            if found is None or found[1] != current[found[0]]:
+            if found is None:
                 unsafe.add(operation.name)
                 continue
             update = str(operation.inputs["update"][0])

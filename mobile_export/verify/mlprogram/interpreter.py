@@ -26,17 +26,19 @@ Rounding = Literal["float32", "float16"]
 
 
 class Interpreter:
-    """Runs a program's functions. Weights are expanded to float32 once and kept: four bytes for each."""
+    """Runs a program's functions. Weights are expanded to float32."""
 
-    def __init__(self, program: Program, rounding: Rounding = "float32") -> None:
+    def __init__(self, program: Program, rounding: Rounding = "float32", *, keep_weights: bool = True) -> None:
         """Nothing is read yet.
 
         Args:
             rounding: "float32" computes float16 values in float32 and rounds nothing between operators; "float16"
                 rounds every float16 result, overflow becoming infinite: roughly, not exactly, what a phone does.
+            keep_weights: expand compressed weights once, at four bytes for each from then on; or whenever one is
+                used, for models that would not fit: slow.
         """
         self.program, self.rounding = program, rounding
-        self._weights = Weights(program, rounded=rounding == "float16")
+        self._weights = Weights(program, rounded=rounding == "float16", kept=keep_weights)
         self._prepared: dict[str, Prepared] = {}
 
     def new_state(self, function: str) -> State:
@@ -50,7 +52,7 @@ class Interpreter:
 
         Args:
             feeds: every input by its name: any float for a float input, any integers that fit for an integer one.
-            state: as new_state gives it; updated. Functions with the same states may share it.
+            state: as new_state gives it; updated, and of no use after an error. Functions with the same states may share it.
         Returns:
             Outputs by name; float16 ones as float32.
         Raises:

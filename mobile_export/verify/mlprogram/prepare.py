@@ -5,8 +5,9 @@ An operator or input this interpreter does not know, or a declared dtype that ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -62,9 +63,12 @@ def prepare(where: str, function: Function, weights: Weights) -> Prepared:
     """
     plan = plan_states(function)
     known: dict[str, Tensor | str] = {}
-    steps = []
+    expansions: dict[str, Step] = {}  # of weights that are not kept: made anew before every use
+    steps: list[Step] = []
     for index, operation in enumerate(function.operations):
         here = f"{where}: {operation.type} {operation.name}"
+        if not operation.type.startswith("constexpr_"):
+            steps += _expansions(expansions, [value for given in operation.inputs.values() for value in given])
         if operation.type == "const":
             known[operation.name] = _constant(here, operation, weights)
         elif operation.type in (READ, WRITE):
@@ -73,13 +77,23 @@ def prepare(where: str, function: Function, weights: Weights) -> Prepared:
         else:
             operator = _checked(here, operation, function, known)
             if operation.type.startswith("constexpr_"):
-                known[operation.name] = weights.expanded(here, function, operation)
+                if weights.kept:
+                    known[operation.name] = weights.expanded(here, function, operation)
+                else:
+                    expand = partial(weights.expanded, here, function, operation)
+                    expansions[operation.name] = Step(here, operation, expand, {})
                 continue
             run = slice_update_in_place if operation.name in plan.in_place else operator.run
             fixed, varying = _arguments(here, operation, operator, known, weights)
             steps.append(Step(here, operation, run, fixed, varying, computes=not operator.moves))
+    steps += _expansions(expansions, list(function.outputs))
     constants = {name: value for name in function.outputs if isinstance(value := known.get(name), Tensor)}
     return Prepared(_with_drops(steps, function), constants)
+
+
+def _expansions(expansions: Mapping[str, Step], taken: Sequence[str | Constant]) -> list[Step]:
+    names = dict.fromkeys(value for value in taken if isinstance(value, str))
+    return [expansions[name] for name in names if name in expansions]
 
 
 def _constant(here: str, operation: Operation, weights: Weights) -> Tensor | str:
@@ -171,5 +185,5 @@ def _with_drops(steps: list[Step], function: Function) -> tuple[Step, ...]:
             taken = {value for value in step.operation.inputs["data"] if isinstance(value, str)}
         gives = {name for name, _ in step.operation.outputs}
         told.append(replace(step, dropped=tuple((taken | gives) - needed)))
-        needed |= taken
+        needed = (needed - gives) | taken
     return tuple(reversed(told))

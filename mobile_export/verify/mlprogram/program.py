@@ -17,7 +17,7 @@ from mobile_export.emit.coreml.toolchain import coremltools
 from mobile_export.errors import InputError
 from mobile_export.verify.mlprogram.blob import WeightFile
 from mobile_export.verify.mlprogram.package import AGAIN, Package, read_package
-from mobile_export.verify.mlprogram.values import Constant, TensorType, constant, tensor_type
+from mobile_export.verify.mlprogram.values import Constant, TensorType, constant, number_type, tensor_type
 
 VERSIONS = {
     6: "CoreML5",
@@ -214,9 +214,9 @@ def _function(where: str, name: str, proto: Any, description: Any) -> Function:
     inputs, states, types = {}, {}, {}
     for given in proto.inputs:
         if given.type.WhichOneof("type") == "stateType":
-            states[given.name] = types[given.name] = tensor_type(f"{where}: {given.name}", given.type.stateType.wrappedType)
+            states[given.name] = types[given.name] = _state(f"{where}: {given.name}", given.type.stateType.wrappedType)
         else:
-            inputs[given.name] = types[given.name] = tensor_type(f"{where}: {given.name}", given.type)
+            inputs[given.name] = types[given.name] = number_type(f"{where}: {given.name}", given.type)
     if len(types) < len(proto.inputs):
         raise InputError(where, "takes two inputs of one name", AGAIN)
     operations = []
@@ -241,8 +241,16 @@ def _function(where: str, name: str, proto: Any, description: Any) -> Function:
     return Function(name, proto.opset, taken, states, tuple(operations), outputs, types)
 
 
+def _state(where: str, proto: Any) -> TensorType:
+    type_ = number_type(where, proto)
+    if None in type_.shape:
+        raise InputError(where, f"is a state of unknown shape ({type_})", AGAIN)
+    return type_
+
+
 def _operation(where: str, message: Any) -> Operation:
-    outputs = tuple((output.name, tensor_type(f"{where}: {output.name}", output.type)) for output in message.outputs)
+    type_of = tensor_type if message.type == "const" else number_type
+    outputs = tuple((output.name, type_of(f"{where}: {output.name}", output.type)) for output in message.outputs)
     inputs: dict[str, tuple[str | Constant, ...]] = {}
     name = outputs[0][0] if outputs else _state_of(message)
     here = f"{where}: {message.type} {name}"

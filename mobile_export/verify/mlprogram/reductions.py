@@ -76,8 +76,8 @@ def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = Fa
     if reverse:
         x = x.flip(axis)
     summed = x.cumsum(axis, dtype=x.dtype)
-    if exclusive:
-        summed = summed - x
+    if exclusive and x.shape[axis]:  # each sum moves on by one; taking x off again would round
+        summed = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), summed.narrow(axis, 0, x.shape[axis] - 1)], axis)
     return summed.flip(axis) if reverse else summed
 
 

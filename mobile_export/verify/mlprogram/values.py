@@ -98,6 +98,18 @@ def tensor_type(where: str, proto: Any) -> TensorType:
     return TensorType(NAMES[tensor.dataType], tuple(sizes))
 
 
+def number_type(where: str, proto: Any) -> TensorType:
+    """The same of a value that is computed, given or kept: text is a constant only.
+
+    Raises:
+        InputError: as `tensor_type`, or text.
+    """
+    type_ = tensor_type(where, proto)
+    if type_.dtype == "string":
+        raise InputError(where, "is text that is no constant", AGAIN)
+    return type_
+
+
 def constant(where: str, proto: Any) -> Constant:
     """A Value message.
 

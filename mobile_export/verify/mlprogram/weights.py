@@ -17,9 +17,14 @@ Key = tuple[object, ...]  # equal for equal places in the weight file, or equal 
 class Weights:
     """The constants of one program in memory. What lies in one place of the weight file is held once."""
 
-    def __init__(self, program: Program, *, rounded: bool) -> None:
-        """rounded: expanded float16 weights are rounded to float16; the products of codes and scales otherwise."""
-        self.program, self.rounded = program, rounded
+    def __init__(self, program: Program, *, rounded: bool, kept: bool) -> None:
+        """Nothing is read yet.
+
+        Args:
+            rounded: expanded float16 weights are rounded to float16; the products of codes and scales otherwise.
+            kept: expanded weights are held from then on.
+        """
+        self.program, self.rounded, self.kept = program, rounded, kept
         self._held: dict[Key, Tensor] = {}
 
     def constant(self, where: str, value: Constant) -> Tensor | str:
@@ -61,6 +66,8 @@ class Weights:
                 raise InputError(where, f"gives the shape {list(weight.shape)}, declared as {declared}", AGAIN)
             if self.rounded and declared.dtype == "float16":
                 weight = weight.half().float()
+            if not self.kept:
+                return weight
             self._held[key] = weight
         return self._held[key]
 

@@ -1,0 +1,84 @@
+"""Runs a runner in a process of its own and reads what it measured. Whatever goes wrong there is one line here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+
+import pydantic
+
+from mobile_export.errors import InputError, MissingTool, UsageError
+from mobile_export.measure.measurement import MEASUREMENT, Job, Measurement
+
+REFUSED = 3  # what a runner exits with when the runtime refuses the model
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+
+
+def launch(command: Sequence[str], job: Job, *, timeout_s: float) -> Measurement:
+    """Run a runner once.
+
+    Args:
+        command: the runner, without the options of the job.
+    Raises:
+        UsageError: it cannot be started.
+        InputError: the runtime refuses the model.
+        MissingTool: it crashed, was killed, hangs, or printed something else than a measurement.
+    """
+    runner = command[-1]
+    # Whatever the runner is, only its own pool may have threads: two pools on the same cores are many times slower.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        process = subprocess.Popen(
+            [*command, *job.arguments()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # so that what it started can be ended with it
+        )
+    except OSError as error:
+        raise UsageError(f"--runner {runner}", f"does not start: {error.strerror}", "name an executable file") from None
+    try:
+        out, err = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        then = "raise --timeout, or ask for fewer tokens"
+        raise MissingTool(runner, f"did not finish within {timeout_s:g} s", then) from None
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    last = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:300]
+    if process.returncode == REFUSED:
+        raise InputError(str(job.model), f"the runtime refuses it: {last}", "export it again, with the same versions")
+    if process.returncode in KILLED:
+        then = "free some memory, or export with a shorter --max-context"
+        raise MissingTool(runner, "was killed, as a system does that runs out of memory", then)
+    if process.returncode:
+        how = f"crashed with {_signal(process.returncode)}" if process.returncode < 0 else f"exit code {process.returncode}"
+        raise MissingTool(runner, f"{how}: {last}", "pass --runner python, and report it with --debug")
+    return _read(runner, out)
+
+
+def _read(runner: str, out: bytes) -> Measurement:
+    """The measurement on the last line of what a runner printed."""
+    lines = out.decode(errors="replace").strip().splitlines()
+    then = "name a runner of this version of mobile-export"
+    try:
+        return MEASUREMENT.validate_json(lines[-1] if lines else "")
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        said = f"{lines[-1][:80]!r}" if lines else "nothing"
+        what = f"{place}: {first['msg']}" if place else f"printed {said}, no measurement"
+        raise MissingTool(runner, what, then) from None
+
+
+def _signal(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:  # a signal without a name
+        return f"signal {-code}"
