@@ -165,7 +165,7 @@ def test_a_quantized_family_is_the_same_codes_in_pytorch(recipe, name):
     assert found["passed"]
     assert errors.pop("float16 throughout, token by token") > LIMIT, "something was rounded"
     assert errors.pop("float16 throughout, prompt") > LIMIT
-    assert len(errors) == 6
+    assert len(errors) == 7
     assert max(errors.values()) <= LIMIT < EXACT
     assert errors["matrices stored with other codes or scales"] == 0
     folder = coreml_artifact(written(name), "--recipe", recipe)

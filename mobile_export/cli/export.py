@@ -96,6 +96,10 @@ def write(job: Job, needed_bytes: int, verify: bool, emit: Callable[[Path], Mani
 
     with new_artifact(job.out, needed_bytes) as folder:
         manifest = emit(folder)
+        known = (*job.weights.checkpoint.warnings, *job.weights.plan.warnings)
+        for line in manifest.warnings:
+            if line not in known:  # those were told before any work
+                warn(line)
         if verify:
             say("verifying: running the result against the checkpoint")
             found = verified(folder, manifest, job.weights)

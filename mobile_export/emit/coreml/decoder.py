@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mobile_export.emit.coreml.attention import StatefulAttention, Step
+from mobile_export.emit.coreml.limits import check_float16
 from mobile_export.families.spec import BlockSpec, DecoderSpec
 from mobile_export.model.attention_rule import attention_rules
 from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
@@ -174,10 +175,15 @@ def parameter_of(weight: str) -> str:
 
 
 def _fill(decoder: Decoder, weights: ModelWeights) -> None:
-    """Give parameters their values, matrices one without memory, and norms the form float16 needs."""
+    """Give parameters their values, matrices one without memory, and norms the form float16 needs.
+
+    Raises:
+        InputError: a norm, bias or kernel that cannot be read, is not finite, or is beyond float16.
+    """
     for name, empty in list(decoder.named_parameters()):
         source = weights.source_of(weight_of(name))
         value = torch.zeros(()).expand(empty.shape) if source in weights.matrices else weights.float32(source)
+        check_float16(value, weights.where(source))
         owner, _, attribute = name.rpartition(".")
         setattr(decoder.get_submodule(owner), attribute, nn.Parameter(value, requires_grad=False))
     for name, module in list(decoder.named_modules()):

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from mobile_export.emit.coreml.decoder import parameter_of, weight_of
-from mobile_export.errors import InputError
+from mobile_export.emit.coreml.limits import check_float16
 from mobile_export.quantize.weights import ModelWeights
 
 CODES = "_codes"  # a matrix's codes are named as the matrix, with this at the end
@@ -72,6 +71,7 @@ def _constant(name: str, weights: ModelWeights, before: Any, *, palettes: bool) 
     weight = weights.quantized(name)
     codes, scales = weight.codes.numpy(), weight.scales
     check_float16(scales, weights.where(name))
+    held = scales.half().float()  # rounded here, since coremltools makes 1e-7 of what becomes zero
     if weight.precision.bits == 4 and palettes:
         indices = (codes + 8).astype(types.nptype_from_builtin(types.uint4))
         lut = PALETTE.reshape(1, 1, 16, 1)
@@ -79,21 +79,9 @@ def _constant(name: str, weights: ModelWeights, before: Any, *, palettes: bool) 
     else:
         four = types.nptype_from_builtin(types.int4)
         data = mb.const(val=codes.astype(four if weight.precision.bits == 4 else np.int8), name=place + CODES, before_op=before)
-    matrix = mb.constexpr_blockwise_shift_scale(data=data, scale=scales.numpy(), name=place, before_op=before)
-    rounded = int((scales.half().float() != scales).sum())
+    matrix = mb.constexpr_blockwise_shift_scale(data=data, scale=held.numpy(), name=place, before_op=before)
+    rounded = int((held != scales).sum())
     if not rounded:
         return matrix, []
     of = f"{rounded:,} of {scales.numel():,} scales lie below what float16 holds exactly and are rounded"
     return matrix, [f"{weights.where(name)}: {of}; the package's rows there are not the .pte's"]
-
-
-def check_float16(values: torch.Tensor, where: str) -> None:
-    """Refuse what float16 cannot hold at all.
-
-    Raises:
-        InputError: a value beyond 65504.
-    """
-    largest = float(values.abs().max())
-    if largest > torch.finfo(torch.float16).max:
-        what = f"holds {largest:.3g}, and a Core ML package keeps weights in float16, up to 65504"
-        raise InputError(where, what, "use `pte` or `onnx`")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
 import re
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +25,7 @@ FILE = "model.mlpackage"
 CONTENTS = tuple(f"{FILE}/{name}" for name in (
     "Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"
 ))  # fmt: skip
+MODEL = CONTENTS[1]
 CONVERSION_DATE = "com.github.apple.coremltools.conversion_date"
 SUFFIX = re.compile(r"(_codes)?(_to_fp16|_cast_fp16)?$")  # what the passes and put_matrices add to a weight's name
 
@@ -51,7 +56,7 @@ def write_package(
         OSError: the folder cannot be written.
     """
     ct = coremltools()
-    with tempfile.TemporaryDirectory(dir=folder) as room:
+    with _told_of_a_full_disk(), tempfile.TemporaryDirectory(dir=folder) as room:
         written: dict[str, Path] = {}
         for name, function in functions(options).items():
             say(f"converting {name}" if name != MAIN else "converting")
@@ -66,9 +71,21 @@ def write_package(
         model.user_defined_metadata.pop(CONVERSION_DATE, None)  # the same input gives the same package on any day
         model.user_defined_metadata.update(about)
         model.save(str(folder / FILE))
-    spec = ct.utils.load_spec(str(folder / FILE))
+        spec = ct.utils.load_spec(str(folder / FILE))
+        (folder / MODEL).write_bytes(spec.SerializeToString(deterministic=True))  # maps in the same order in any process
     total = sum((folder / name).stat().st_size for name in CONTENTS)
     return CoreMlProgram(_operators(spec), _parts(spec, weights, total), warnings)
+
+
+@contextlib.contextmanager
+def _told_of_a_full_disk() -> Iterator[None]:
+    """Raise the OSError a full disk is, where coremltools' copy of a folder gives a list of what went wrong."""
+    try:
+        yield
+    except shutil.Error as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _joined(written: Mapping[str, Path], to: Path) -> Path:
