@@ -72,7 +72,7 @@ def test_rwkv_is_refused_in_one_line(tmp_path, capsys):
     *warnings, line = capsys.readouterr().err.splitlines()
     assert all(warning.startswith("warning: ") for warning in warnings), "of its missing tokenizer"
     assert line.startswith("error: ")
-    assert line.endswith(" keeps a running state, which the Core ML emitter does not write yet; use `onnx`")
+    assert line.endswith(" keeps a running state, which the Core ML emitter does not write yet; use `pte` or `onnx`")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,7 +68,7 @@ def write_package(
         model = ct.models.MLModel(str(joined), skip_model_load=True)
         about = dict(about)
         model.license, model.short_description = about.pop("license", ""), about.pop("short_description", "")
-        model.user_defined_metadata.pop(CONVERSION_DATE, None)  # the same input gives the same package on any day
+        model.user_defined_metadata.pop(CONVERSION_DATE, None)  # the same input says the same on any day
         model.user_defined_metadata.update(about)
         model.save(str(folder / FILE))
         spec = ct.utils.load_spec(str(folder / FILE))
