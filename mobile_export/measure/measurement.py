@@ -82,7 +82,7 @@ class Logits:
 class Measurement:
     """What one process measured. Seconds are wall time.
 
-    load_s: file mapped, its header read; 0 where the runtime does it with the next. init_s: weights packed, memory planned.
+    load_s: file mapped, its header read; onnxruntime does that with the next. init_s: weights packed, memory planned.
     first_token_s: the first prompt ever. prefill_s: the prompt again, one a sequence.
     decode_s: single tokens after it, sequence by sequence.
     at_start: before the model is touched; at_end: after all sequences. peak_rss_kib: VmHWM, the most ever resident.

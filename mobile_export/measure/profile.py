@@ -7,7 +7,6 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -159,11 +158,6 @@ def spread(values: Sequence[float]) -> Spread:
 def to_json(profile: Profile) -> str:
     """The profile as indented JSON."""
     return json.dumps(dataclasses.asdict(profile), indent=2) + "\n"
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of profile.json."""
-    return _PROFILE.json_schema()
 
 
 def read_profile(path: Path) -> Profile:
