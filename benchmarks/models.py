@@ -43,7 +43,7 @@ a checkpoint of yours, whatever it is called.
   4 bits groups of 32. The recipe `w4` keeps the token table at 8 bits, so it lies between the two.
 - **KV:** bytes a token adds to the cache, in float32 and int8, over all executions.
 - **held against:** in all cases transformers, by a checkpoint of small random weights and the same features: its logits,
-  whole and cached, within 1e-5 of the largest; its ONNX model run, and its `.pte`, which only RWKV-4 has not. Where the real
+  whole and cached, within 1e-5 of the largest; its ONNX model and its `.pte` run. Where the real
   weights were run as well, it says so.
 
 """
