@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -247,3 +248,20 @@ def read_manifest(artifact: Path) -> Manifest:
         raise InputError(
             str(path), f"{place}: {first['msg']}" if place else first["msg"], "export the artifact again"
         ) from None
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Hold every file against its digest.
+
+    Raises:
+        InputError: one is missing or was changed.
+    """
+    for held in manifest.files:
+        path = folder / held.name
+        if not path.is_file():
+            raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != held.sha256:
+            what = f"SHA-256 {digest[:12]}..., the manifest says {held.sha256[:12]}..."
+            raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")

@@ -277,6 +277,15 @@ def test_what_only_a_pte_has(fails, option):
     assert said.startswith(" ".join(option))
 
 
+@pytest.mark.parametrize("verb", [("coreml",), ("pte", "--backend", "coreml")], ids=["package", "delegate"])
+def test_core_ml_is_not_measured_here(fails, tmp_path, verb):
+    out = tmp_path / "out"
+    assert run([*verb, str(checkpoint()), "--out", str(out), "--max-context", "64", "--no-verify"]) == 0
+    code, said = fails("profile", out, *QUICK)
+    assert code == 2
+    assert said.startswith(f"{out}: Core ML runs on Apple's systems alone")
+
+
 def test_a_file_that_is_not_the_manifests(fails, folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

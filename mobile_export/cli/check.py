@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from mobile_export.cli.artifact_files import check_files
 from mobile_export.cli.options import JsonOption, ScheduleOption
 from mobile_export.cli.phones import PhonesFileOption
 from mobile_export.cli.say import done, say, warn
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, MissingTool, UsageError
 from mobile_export.manifest import NAME as MANIFEST
-from mobile_export.manifest import folder_of, read_manifest
+from mobile_export.manifest import check_files, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_export.cli.artifact_files import check_files
 from mobile_export.cli.options import JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
-from mobile_export.manifest import Manifest, folder_of, read_manifest
+from mobile_export.manifest import Manifest, check_files, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from mobile_export.families.spec import DecoderSpec, RwkvSpec

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mobile_export import __version__
-from mobile_export.errors import InputError, MissingTool, UsageError
-from mobile_export.manifest import FileDigest, Manifest, folder_of, read_manifest
+from mobile_export.errors import MissingTool, UsageError
+from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
 from mobile_export.measure import build
 from mobile_export.measure.launch import launch
 from mobile_export.measure.measurement import Job, Measurement, Resident
@@ -72,8 +72,9 @@ def profile_artifact(artifact: Path, request: Request, say: Callable[[str], None
     """
     manifest = read_manifest(artifact)
     folder = folder_of(artifact)
-    _check(request, manifest)
-    files = _digests(folder, manifest)
+    _check(request, manifest, artifact)
+    check_files(folder, manifest)  # reading them brings them into the page cache
+    files = manifest.files
     command = _runner(request, manifest, say, warn)
     job = Job(
         model=(folder / manifest.file).resolve(),
@@ -131,7 +132,10 @@ def this_machine() -> Machine:
 # --- before anything is run ----------------------------------------------------------------------------------------------
 
 
-def _check(request: Request, manifest: Manifest) -> None:
+def _check(request: Request, manifest: Manifest, artifact: Path) -> None:
+    if manifest.package:
+        what = "Core ML runs on Apple's systems alone, and our interpreter's times say nothing of them"
+        raise UsageError(str(artifact), what, "`mobile-export check` predicts what it keeps in memory")
     tokens = request.prompt_tokens + request.new_tokens
     if tokens > manifest.max_context:
         what = f"{tokens} tokens, the artifact's context is {manifest.max_context}"
@@ -146,20 +150,6 @@ def _check(request: Request, manifest: Manifest) -> None:
     beyond = [core for core in request.affinity if core not in os.sched_getaffinity(0)]
     if beyond:
         raise UsageError(f"--affinity {beyond[0]}", "no such core here", f"name some of {sorted(os.sched_getaffinity(0))}")
-
-
-def _digests(folder: Path, manifest: Manifest) -> list[FileDigest]:
-    """The artifact's files as they are, which are those of the manifest. Reading them brings them into the page cache."""
-    for held in manifest.files:
-        path = folder / held.name
-        if not path.is_file():
-            raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != held.sha256:
-            what = f"SHA-256 {digest[:12]}..., the manifest says {held.sha256[:12]}..."
-            raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")
-    return manifest.files
 
 
 def _runner(request: Request, manifest: Manifest, say: Callable[[str], None], warn: Callable[[str], None]) -> list[str]:

@@ -47,6 +47,7 @@ def steps_here() -> list[Step]:
         Step("inspect", True, _packages("torch", "safetensors", "gguf", "tokenizers", "sentencepiece"), install),
         Step("pte, verify, eval", True, _packages("torch", "torchao", "executorch"), install),
         Step("onnx, verify, eval", True, _packages("onnx", "onnx-ir", "onnxruntime"), install),
+        Step("coreml, verify, eval", True, _packages("torch", "coremltools"), install),
         Step("generate from ONNX", True, _packages("onnxruntime-genai"), install),
         Step("profile .pte in C++", False, (*_packages("executorch"), _program(compiler), _program("cmake", "3.19")), tools),
         Step("profile ONNX", True, _packages("onnxruntime", "psutil"), install),
