@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,19 @@ from mobile_export.emit.coreml.decoder import COLUMNS, KEYS, VALUES, StatefulDec
 from mobile_export.emit.coreml.layouts import LOGITS, CoreMlOptions, Function
 from mobile_export.emit.coreml.matrices import put_matrices
 from mobile_export.emit.coreml.toolchain import coremltools
+from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.weights import ModelWeights
 
 INT16_LIMIT = 1 << 15  # positions from here on do not fit the int16 that coremltools makes of indices
 
 
-def convert(function: Function, weights: ModelWeights, options: CoreMlOptions) -> tuple[Any, list[str]]:
+def convert(
+    function: Function, weights: ModelWeights, options: CoreMlOptions, quantized: Callable[[str], QuantizedWeight]
+) -> tuple[Any, list[str]]:
     """One function of a package as coremltools' MLModel, in a temporary place, and warnings.
 
+    Args:
+        quantized: a matrix's codes and scales by its name, those of weights.quantized.
     Raises:
         InputError: a weight that cannot be read, is not finite, or is beyond float16.
     """
@@ -36,7 +42,7 @@ def convert(function: Function, weights: ModelWeights, options: CoreMlOptions) -
         minimum_deployment_target=ct.target.iOS18,
         pass_pipeline=ct.PassPipeline.EMPTY,
     )
-    warned = put_matrices(program, weights, palettes=options.palettes)
+    warned = put_matrices(program, weights, quantized, palettes=options.palettes)
     passes = ct.PassPipeline.DEFAULT
     unwanted = {
         "common::divide_to_multiply",  # 50 is exact in float16, 1 / 50 is not

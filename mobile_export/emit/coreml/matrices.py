@@ -6,23 +6,28 @@ weight becomes one constant, whatever the number of its places: that is how a ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mobile_export.emit.coreml.decoder import parameter_of, weight_of
 from mobile_export.emit.coreml.limits import check_float16
+from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.weights import ModelWeights
 
 CODES = "_codes"  # a matrix's codes are named as the matrix, with this at the end
 PALETTE = np.arange(-8, 8, dtype=np.float32)
 
 
-def put_matrices(program: Any, weights: ModelWeights, *, palettes: bool) -> list[str]:
+def put_matrices(
+    program: Any, weights: ModelWeights, quantized: Callable[[str], QuantizedWeight], *, palettes: bool
+) -> list[str]:
     """Replace the placeholder of every matrix in a program.
 
     Args:
         program: coremltools' Program, fresh from the frontend: constants are named as the traced module's parameters.
+        quantized: a matrix's codes and scales by its name.
         palettes: 4-bit codes as indices into a palette of the sixteen, under the same scales.
     Returns:
         Warnings: matrices with scales that float16 rounds.
@@ -43,7 +48,7 @@ def put_matrices(program: Any, weights: ModelWeights, *, palettes: bool) -> list
             name = weights.source_of(weight_of(operation.outputs[0].name))
             if name not in made:
                 with mb.scope(*(ScopeInfo(source, data) for source, data in operation.scopes.items())):
-                    made[name], warning = _constant(name, weights, operation, palettes=palettes)
+                    made[name], warning = _constant(name, weights, quantized, operation, palettes=palettes)
                 warnings += warning
             function.replace_uses_of_var_after_op(
                 anchor_op=operation, old_var=operation.outputs[0], new_var=made[name], force_replace=True
@@ -58,7 +63,9 @@ def _is_placeholder(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.ndim == 2 and value.strides == (0, 0)
 
 
-def _constant(name: str, weights: ModelWeights, before: Any, *, palettes: bool) -> tuple[Any, list[str]]:
+def _constant(
+    name: str, weights: ModelWeights, quantized: Callable[[str], QuantizedWeight], before: Any, *, palettes: bool
+) -> tuple[Any, list[str]]:
     """The operator that gives a matrix, in float32 here: the pass to float16 takes the scales along. And warnings."""
     from coremltools.converters.mil.mil import Builder as mb
     from coremltools.converters.mil.mil import types
@@ -68,7 +75,7 @@ def _constant(name: str, weights: ModelWeights, before: Any, *, palettes: bool) 
         values = weights.float32(name)
         check_float16(values, weights.where(name))
         return mb.const(val=values.numpy(), name=place, before_op=before), []
-    weight = weights.quantized(name)
+    weight = quantized(name)
     codes, scales = weight.codes.numpy(), weight.scales
     check_float16(scales, weights.where(name))
     held = scales.half().float()  # rounded here, since coremltools makes 1e-7 of what becomes zero

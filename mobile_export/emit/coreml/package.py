@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import re
@@ -58,10 +59,13 @@ def write_package(
     ct = coremltools()
     with _told_of_a_full_disk(), tempfile.TemporaryDirectory(dir=folder) as room:
         written: dict[str, Path] = {}
-        for name, function in functions(options).items():
+        forms = functions(options)
+        # Quantizing is most of the work, and each function asks for every matrix.
+        quantized = functools.cache(weights.quantized) if len(forms) > 1 else weights.quantized
+        for name, function in forms.items():
             say(f"converting {name}" if name != MAIN else "converting")
             written[name] = Path(room) / f"{name}.mlpackage"
-            model, warnings = convert(function, weights, options)  # the same for every function
+            model, warnings = convert(function, weights, options, quantized)  # the same for every function
             model.save(str(written[name]))
         say("writing the package")
         joined = written[MAIN] if MAIN in written else _joined(written, Path(room) / "joined.mlpackage")
