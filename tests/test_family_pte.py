@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import subprocess
 
 import pytest
 import torch
 from exported import CONTEXT, PROMPT, artifact, manifest, program_file, weights_of
+from runner_operators import needs_compiler
 from tiny_families import FAMILIES, TOKENS, VOCAB, reference_logits, written
 
 from mobile_export.cli import run
@@ -14,6 +16,8 @@ from mobile_export.emit.executorch.joined import JoinedRotaryTables
 from mobile_export.emit.executorch.lowerable import attention_of, check_lowerable
 from mobile_export.emit.executorch.program import PteOptions, PteProgram, build_program
 from mobile_export.families import recognise
+from mobile_export.measure.build import build_runner
+from mobile_export.measure.measurement import MEASUREMENT
 from mobile_export.verify.pte_runtime import PteRuntime
 
 LIMIT = 2e-5  # of the largest logit: float32 in another order came to 3e-6, an erf-GELU for a tanh-GELU to 1e-4
@@ -101,6 +105,28 @@ def test_a_pte_computes_what_transformers_computes(tmp_path, name):
     program = program_of(name)
     (tmp_path / "m.pte").write_bytes(program.file)
     assert worst(PteRuntime(tmp_path / "m.pte"), name) < LIMIT
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", LOWERED)
+def test_the_cpp_runner_computes_it_too_and_with_the_weight_cache(tmp_path, name):
+    """What the cache frees and is still read is a crash where the file is mapped, and anything where it was read."""
+    (tmp_path / "m.pte").write_bytes(program_of(name).file)
+    ask = ("--logits-of", ",".join(map(str, TOKENS)), "--prompt-tokens", "1", "--new-tokens", "1")
+    plain, *cached = (
+        MEASUREMENT.validate_json(
+            subprocess.run(
+                [build_runner(), "--model", tmp_path / "m.pte", *ask, "--logits-values", str(VOCAB), *mode],
+                capture_output=True,
+                check=True,
+            ).stdout
+        ).logits
+        for mode in ((), ("--weight-cache",), ("--weight-cache", "--in-memory"))
+    )
+    assert plain is not None
+    want = reference_logits(name)
+    assert (torch.tensor(plain.values) - want[-1]).abs().max() < LIMIT * want.abs().max()
+    assert cached == [plain, plain]
 
 
 @pytest.mark.parametrize("name", LOWERED)

@@ -92,12 +92,21 @@ def test_the_cpp_runner_computes_what_the_python_runtime_does(kind):
 @needs_compiler
 @pytest.mark.parametrize(
     "options",
-    [["--weight-cache"], ["--affinity", "0"], ["--sequences", "0", "--warm-up", "0"], ["--sequences", "3", "--warm-up", "2"]],
+    [["--in-memory"], ["--affinity", "0"], ["--sequences", "0", "--warm-up", "0"], ["--sequences", "3", "--warm-up", "2"]],
     ids=" ".join,
 )
 def test_no_option_changes_what_is_computed(options):
     model = artifact(checkpoint()) / "model.pte"
     assert_same(runs(cpp(), model, *ALL, *options), expected(PteRuntime(model)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", [["--weight-cache"], ["--weight-cache", "--in-memory"]], ids=" ".join)
+@pytest.mark.parametrize("kind", PTE)
+def test_the_weight_cache_frees_nothing_that_is_still_read(kind, mode):
+    """It frees a delegate's constants once they are packed: those read as they are stored must not lie in a delegate."""
+    model = PTE[kind]() / "model.pte"
+    assert runs(cpp(), model, *ALL, *mode).logits == runs(cpp(), model, *ALL).logits
 
 
 @needs_compiler

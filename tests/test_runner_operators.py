@@ -75,6 +75,20 @@ def test_custom_sdpa(length, start, heads, kv_heads, head_dim):
             assert error(ours, formula) < FLOAT32
 
 
+@pytest.mark.parametrize("start", [CONTEXT - 3, CONTEXT, 3 * CONTEXT + 5])
+def test_a_mask_lets_positions_lie_beyond_the_rows(start):
+    """A ring has fewer rows than there are positions, and its mask alone says which are seen."""
+    query, keys, values = tensors(7, 6, 3, 16)
+    mask = normal(7, CONTEXT, seed=9)
+    wheel = torch.ops.llama.custom_sdpa(query, keys, values, start, mask, 0.0, False, None)
+    assert error(float_call(query, keys, values, start, mask, causal=False), wheel) < EXACT
+    held = [quantized(x, seed) for seed, x in enumerate((query, keys, values))]
+    codes, parameters = [codes for codes, _, _ in held], [x for _, scales, zeros in held for x in (zeros, scales)]
+    arguments = (*codes, start, mask, 0.0, False, None, *parameters, False)
+    wheel = torch.ops.llama.custom_quantized_sdpa(*arguments)
+    assert error(call("llama::custom_quantized_sdpa.out", *arguments, torch.zeros(query.shape)), wheel) < EXACT
+
+
 def quantized(x, seed):
     """int8 codes, scales and zero points per row; codes use the whole range, whatever x is."""
     scales = x.abs().amax(-1, keepdim=True) / 100

@@ -22,8 +22,6 @@ runner.generate("Once upon a time", GenerationConfig(max_new_tokens=32, temperat
 Android: `LlmModule(modelPath, tokenizerPath, temperature)` of `org.pytorch:executorch-android`.
 iOS: `TextRunner(modelPath:, tokenizerPath:)` of ExecuTorch's Swift package, with `backend_xnnpack`, `kernels_optimized`,
 `kernels_quantized` and `kernels_llm`.
-ExecuTorch 1.5.1 must be built with `EXECUTORCH_XNNPACK_ENABLE_WEIGHT_CACHE=OFF` there, or it crashes
-(pytorch/executorch#22779).
 Start with `OMP_NUM_THREADS=1` in Python: two thread pools otherwise fight for the cores.
 """
 

@@ -4,6 +4,10 @@ A delegate's payload names its constants by SHA-256 of their bytes and holds non
 block of the same shape is the same bytes with other names, and lowering it would only compute the same thing again
 (a test compares the two). The template is lowered with random weights, so that no two of its constants are equal and
 every name in it belongs to exactly one of them.
+
+Constants of elementwise operators (a norm's weight) stay outside of a delegate, as the stock partitioner leaves them, and
+are arguments of its calls: XNNPACK reads them where they lie, and with its weight cache on frees what lies in a delegate
+once it is packed.
 """
 
 from __future__ import annotations
@@ -18,8 +22,6 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.exir._serialize._named_data_store import NamedDataStore
 from executorch.exir.backend.compile_spec_schema import CompileSpec
-from executorch.exir.backend.partitioner import PartitionResult
-from executorch.exir.backend.utils import tag_constant_data
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
@@ -37,11 +39,11 @@ EDGE = EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True)
 class Order:
     """A delegate takes and gives in an order of its own.
 
-    inputs: for each argument of the delegate, which argument of the piece it is.
+    inputs: for each argument of the delegate, which argument of the piece it is, or the name of the piece's constant it is.
     outputs: for each result of the piece, which result of the delegate it is.
     """
 
-    inputs: tuple[int, ...]
+    inputs: tuple[int | str, ...]
     outputs: tuple[int, ...]
 
 
@@ -60,7 +62,8 @@ class Template:
 
     backend_id, payload, compile_specs: the delegate's; the payload names the random constants.
     stored: what the payload looks up, in the order it was stored.
-    constants: for each weight of the piece the names of its random constants, in the order `constants_of` gives them.
+    constants: for each weight in the payload the names of its random constants, in the order `constants_of` gives them.
+    outside: the constants that are arguments of its calls; those that are weights of the piece with random values.
     order: how the delegate's arguments and results stand to the piece's.
     program: a stand-in with the same signature. Tracing the outer graph evaluates a delegate's program each time, and
         evaluating the real one for every execution took 30 of 45 seconds.
@@ -71,42 +74,41 @@ class Template:
     compile_specs: list[CompileSpec]
     stored: tuple[Stored, ...]
     constants: Mapping[str, tuple[str, ...]]
+    outside: Mapping[str, torch.Tensor]
     order: Order
     program: ExportedProgram
 
 
-class WholePiecePartitioner(XnnpackPartitioner):
-    """XnnpackPartitioner that also takes the constants of elementwise operators (a norm's weight) into the delegate.
+class ShapeOnly(nn.Module):
+    """Takes a delegate's arguments, gives tensors of its results' shapes, computes nothing.
 
-    The stock one leaves them outside as inputs, where a template could not be instantiated without them.
+    tokens: which argument it takes the number of tokens from.
     """
 
-    def partition(self, exported_program: ExportedProgram) -> PartitionResult:
-        result = super().partition(exported_program)
-        tag_constant_data(exported_program)
-        return result
-
-
-class ShapeOnly(nn.Module):
-    """Takes a piece's inputs, gives tensors of its outputs' shapes, computes nothing."""
-
-    def __init__(self, shapes: Sequence[Shape]) -> None:
+    def __init__(self, shapes: Sequence[Shape], tokens: int) -> None:
         super().__init__()
-        self.shapes = shapes
+        self.shapes, self.tokens = shapes, tokens
 
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(inputs[0].new_zeros(1, inputs[0].shape[1], *shape) for shape in self.shapes)
+    def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        taken = arguments[self.tokens]
+        return tuple(taken.new_zeros(1, taken.shape[1], *shape) for shape in self.shapes)
 
 
 class Delegated(nn.Module):
-    """A lowered piece in the place of the module it was made from: its arguments and results in that module's order."""
+    """A lowered piece in the place of the module it was made from: its arguments and results in that module's order.
 
-    def __init__(self, lowered: LoweredBackendModule, order: Order) -> None:
+    outside: the constants it passes to its delegate, by name; kept as buffers.
+    """
+
+    def __init__(self, lowered: LoweredBackendModule, order: Order, outside: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.lowered, self.order = lowered, order
+        for name, value in outside.items():
+            self.register_buffer(_flat(name), value)
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        results = self.lowered(*(arguments[i] for i in self.order.inputs))
+        inputs = self.order.inputs
+        results = self.lowered(*(self.get_buffer(_flat(i)) if isinstance(i, str) else arguments[i] for i in inputs))
         ordered = tuple(results[i] for i in self.order.outputs)
         return ordered if len(ordered) > 1 else ordered[0]
 
@@ -137,25 +139,30 @@ def lower_template(
             weights[name] = torch.rand(parameter.shape, generator=generator) + 0.5
         put_weight(piece, name, weights[name])
     lowered, order = lower(piece, takes, max_prompt)
-    constants = {name: tuple(constant.key for constant in constants_of(weight)) for name, weight in weights.items()}
+    held = dict(piece.named_parameters()) | dict(piece.named_buffers())
+    outside = {name: held[name].detach() for name in order.inputs if isinstance(name, str)}
+    inside = {name: weight for name, weight in weights.items() if name not in outside}
+    constants = {name: tuple(constant.key for constant in constants_of(weight)) for name, weight in inside.items()}
     _check_all_named(lowered, constants)
     named, random = lowered.named_data_store_output, {key for keys in constants.values() for key in keys}
     stored = tuple(
         Stored(key, entry.alignment, None if key in random else named.buffers[entry.buffer_index])
         for key, entry in named.pte_data.items()
     )
-    inputs, shapes = _example([takes[i] for i in order.inputs], max_prompt)
-    given = [gives[order.outputs.index(i)] for i in range(len(gives))]
-    stand_in = export(ShapeOnly(given), inputs, dynamic_shapes=(shapes,), strict=False)
-    return Template(lowered.backend_id, lowered.processed_bytes, lowered.compile_specs, stored, constants, order, stand_in)
+    stand_in = _stand_in(order, takes, gives, outside, max_prompt)
+    return Template(
+        lowered.backend_id, lowered.processed_bytes, lowered.compile_specs, stored, constants, outside, order, stand_in
+    )
 
 
 def lower(piece: nn.Module, takes: Sequence[Shape], max_prompt: int) -> tuple[LoweredBackendModule, Order]:
-    """The stock lowering of one piece: the delegate, and the order in which it takes the piece's arguments."""
+    """The stock lowering of one piece: the delegate, and the order in which it takes the piece's arguments and constants."""
     inputs, shapes = _example(takes, max_prompt)
     program = export(piece, inputs, dynamic_shapes=_as_taken(piece, shapes), strict=False)
-    arguments = list(program.graph_signature.user_inputs)
-    edge = to_edge_transform_and_lower(program, partitioner=[WholePiecePartitioner()], compile_config=EDGE)
+    signature = program.graph_signature
+    source: dict[str, int | str] = {name: i for i, name in enumerate(signature.user_inputs)}
+    source.update(signature.inputs_to_parameters | signature.inputs_to_buffers)
+    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=EDGE)
     graph = edge.exported_program().graph_module
     lowered = [getattr(graph, name) for name, _ in graph.named_children() if name.startswith("lowered_module")]
     calls = [node for node in graph.graph.nodes if node.op == "call_function" and node.target is not operator.getitem]
@@ -164,11 +171,15 @@ def lower(piece: nn.Module, takes: Sequence[Shape], max_prompt: int) -> tuple[Lo
     assert not outside, f"{type(piece).__name__}: left outside its delegate: {outside}"
     taken = lowered[0].original_module.graph_signature.user_inputs
     given = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-    return lowered[0], Order(tuple(arguments.index(name) for name in taken), tuple(node.args[1] for node in given))
+    return lowered[0], Order(tuple(source[name] for name in taken), tuple(node.args[1] for node in given))
 
 
 def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]]) -> Delegated:
-    """The template's delegate for another block: the same payload, with this block's constants under their own names."""
+    """The template's delegate for another block: the same payload, with this block's constants under their own names.
+
+    Args:
+        constants: for each weight of the piece what `constants_of` gives.
+    """
     payload, store = template.payload, NamedDataStore()
     own: dict[str, Constant] = {}
     for name, old in template.constants.items():
@@ -185,7 +196,11 @@ def instantiate(template: Template, constants: Mapping[str, tuple[Constant, ...]
         compile_specs=template.compile_specs,
         named_data_store_output=store.get_named_data_store_output(),
     )
-    return Delegated(lowered, template.order)
+    outside = dict(template.outside)
+    for name in outside.keys() & constants.keys():
+        (constant,) = constants[name]
+        outside[name] = torch.frombuffer(bytearray(constant.data), dtype=torch.float32).view(outside[name].shape)
+    return Delegated(lowered, template.order, outside)
 
 
 def put_weight(piece: nn.Module, name: str, weight: Weight) -> None:
@@ -202,6 +217,23 @@ def _check_all_named(lowered: LoweredBackendModule, constants: Mapping[str, tupl
         for key in keys:
             assert key in stored, f"{name}: XNNPACK stored it in another form than ours"
             assert lowered.processed_bytes.count(key.encode()) == 1, f"{name}: named more than once"
+
+
+def _flat(name: str) -> str:
+    """A constant's name as a module takes it for a buffer's."""
+    return name.replace(".", "_")
+
+
+def _stand_in(
+    order: Order, takes: Sequence[Shape], gives: Sequence[Shape], outside: Mapping[str, torch.Tensor], max_prompt: int
+) -> ExportedProgram:
+    """A program of a delegate's signature."""
+    examples, shapes = _example(takes, max_prompt)
+    inputs = tuple(outside[i] if isinstance(i, str) else examples[i] for i in order.inputs)
+    dynamic = tuple({} if isinstance(i, str) else shapes[i] for i in order.inputs)
+    tokens = next(at for at, i in enumerate(order.inputs) if not isinstance(i, str))
+    given = [gives[order.outputs.index(i)] for i in range(len(gives))]
+    return export(ShapeOnly(given, tokens), inputs, dynamic_shapes=(dynamic,), strict=False)
 
 
 def _as_taken(piece: nn.Module, shapes: tuple[dict[int, Dim], ...]) -> tuple[object, ...]:

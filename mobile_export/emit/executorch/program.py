@@ -93,7 +93,7 @@ def build_program(
         raise UsageError("--attention core", f"the recipe keeps the KV cache as {kv_dtype}", "use --attention custom")
     pieces = lower_pieces(weights, options.max_prompt, say)
     decoder = _rwkv(weights, pieces) if isinstance(spec, RwkvSpec) else _decoder(weights, options, pieces)
-    part_of_key, beside = pieces.part_of_key, _bytes_beside(decoder, pieces)
+    part_of_key, beside, arguments = pieces.part_of_key, _bytes_beside(decoder, pieces), _constant_arguments(pieces)
     say("tracing the whole graph")
     traced = _trace(decoder.eval(), options.max_prompt)
     methods = constant_methods(spec, plan, options, bos_id, eos_ids)
@@ -108,7 +108,7 @@ def build_program(
         )
     )
     del edge
-    named = named_bytes(manager)
+    named = named_bytes(manager) | arguments
     file = assemble(manager)
     plan_in_file = manager._emitter_output.program.execution_plan[0]
     outside, calls = count_calls(plan_in_file)
@@ -128,8 +128,14 @@ def _bytes_beside(decoder: Decoder | RwkvDecoder, pieces: LoweredPieces) -> dict
     return {"embedding": gathered, "positions": sum(table.nbytes for table in tables)}
 
 
+def _constant_arguments(pieces: LoweredPieces) -> dict[str, int]:
+    """Digest -> bytes of every constant a delegate takes as an argument; equal ones are stored once."""
+    constants = (constant for delegate in pieces.delegates.values() for constant in delegate.buffers(recurse=False))
+    return {digest(as_bytes(constant)): constant.nbytes for constant in constants}
+
+
 def _part_bytes(named: dict[str, int], part_of_key: dict[str, str], beside: dict[str, int], file_bytes: int) -> dict[str, int]:
-    """Bytes of the file by part: delegates' constants by name, what lies beside them, and the rest is graph."""
+    """Bytes of the file by part: delegates' constants by name or digest, what lies beside them, and the rest is graph."""
     parts = dict.fromkeys((*PARTS, "positions", "graph"), 0)
     for key, size in named.items():
         parts[part_of_key.get(key, "graph")] += size

@@ -100,15 +100,20 @@ Rows rows_of(const Tensor& codes, const Tensor& scales, const Tensor& zeros, Axe
   return rows;
 }
 
-bool fit(const Tensor& query, const Tensor& keys, const Tensor& values, Axes axes, int64_t start) {
+bool given(const optional<Tensor>& mask) { return mask && mask->numel() > 0; }
+
+// Under a mask the cache may be a ring, of fewer rows than there are positions.
+bool fit(
+    const Tensor& query, const Tensor& keys, const Tensor& values, Axes axes, int64_t start,
+    const optional<Tensor>& mask) {
   return query.size(0) == keys.size(0) && query.size(3) == keys.size(3) && keys.size(axes.head) > 0 &&
       query.size(axes.head) % keys.size(axes.head) == 0 && start >= 0 && query.size(axes.position) > 0 &&
-      start + query.size(axes.position) <= keys.size(axes.position) &&
+      (given(mask) || start + query.size(axes.position) <= keys.size(axes.position)) &&
       std::equal(keys.sizes().begin(), keys.sizes().end(), values.sizes().begin());
 }
 
 bool fits(const optional<Tensor>& mask, int64_t length, int64_t context, bool causal) {
-  if (!mask || mask->numel() == 0) return true;
+  if (!given(mask)) return true;
   return !causal && plain(*mask, ScalarType::Float, 2) && mask->size(0) == length && mask->size(1) == context;
 }
 
@@ -128,7 +133,7 @@ Attention shape_of(
   a.head_dim = query.size(3);
   a.scale = static_cast<float>(scale ? *scale : 1 / std::sqrt(static_cast<double>(a.head_dim)));
   a.causal = causal;
-  const bool masked = mask && mask->numel() > 0;
+  const bool masked = given(mask);
   a.mask = masked ? mask->const_data_ptr<float>() : nullptr;
   a.mask_stride = masked ? mask->size(1) : 0;
   a.n_keys = masked ? keys.size(axes.position) : start + a.length;  // a mask says itself what is not there yet
@@ -142,7 +147,7 @@ Tensor& custom_sdpa_out(
   for (const Tensor* tensor : {&query, &keys, &values}) {
     ET_KERNEL_CHECK(context, plain(*tensor, ScalarType::Float, 4), InvalidArgument, out);
   }
-  ET_KERNEL_CHECK(context, fit(query, keys, values, axes, start), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, fit(query, keys, values, axes, start, mask), InvalidArgument, out);
   ET_KERNEL_CHECK(context, fits(mask, query.size(1), keys.size(1), causal), InvalidArgument, out);
   ET_KERNEL_CHECK(context, resize_tensor(out, query.sizes()) == Error::Ok, InvalidArgument, out);
   Attention a = shape_of(query, keys, axes, start, mask, causal, scale);
@@ -179,7 +184,7 @@ Tensor& custom_quantized_sdpa_out(
           same_but_for_head_dim(values, *value_zeros) && same_but_for_head_dim(values, *value_scales),
       InvalidArgument, out);
   ET_KERNEL_CHECK(context, out.scalar_type() == ScalarType::Float, InvalidArgument, out);
-  ET_KERNEL_CHECK(context, fit(query, keys, values, axes, start), InvalidArgument, out);
+  ET_KERNEL_CHECK(context, fit(query, keys, values, axes, start, mask), InvalidArgument, out);
   ET_KERNEL_CHECK(
       context, fits(mask, query.size(axes.position), keys.size(axes.position), causal), InvalidArgument, out);
   ET_KERNEL_CHECK(context, resize_tensor(out, query.sizes()) == Error::Ok, InvalidArgument, out);

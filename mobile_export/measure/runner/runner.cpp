@@ -19,7 +19,6 @@
 #include <string>
 #include <vector>
 
-#include "keeping_loader.h"
 #include "process_memory.h"
 #include "thread_pool.h"
 
@@ -28,13 +27,11 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::etdump::ETDumpGen;
 using executorch::extension::from_blob;
-using executorch::extension::MmapDataLoader;
 using executorch::extension::Module;
 using executorch::runtime::BackendOptions;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
 using executorch::runtime::LoadBackendOptionsMap;
-using mobile_export::KeepingLoader;
 
 constexpr const char* kXnnpack = "XnnpackBackend";
 constexpr int64_t kFirstToken = 3;  // prompts count up from here: fixed tokens, no sampling in the time
@@ -48,6 +45,7 @@ struct Options {
   int warm_up = 1;
   std::vector<int64_t> affinity;
   bool weight_cache = false;
+  bool in_memory = false;
   std::string packed_weights;
   std::string etdump;
   std::vector<int64_t> logits_of;
@@ -89,8 +87,8 @@ Options parse(int count, char** arguments) {
   Options options;
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
-    if (name == "--weight-cache") {
-      options.weight_cache = true;
+    if (name == "--weight-cache" || name == "--in-memory") {
+      (name == "--in-memory" ? options.in_memory : options.weight_cache) = true;
       continue;
     }
     if (i + 1 == count) refuse(2, name + ": no such option, or its value is missing");
@@ -121,21 +119,13 @@ double now_s() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// XNNPACK's weight cache needs a loader of our own; else the file is loaded as an app's Module does it.
-std::unique_ptr<Module> open_module(const Options& options, std::unique_ptr<ETDumpGen> tracer) {
-  if (!options.cached()) return std::make_unique<Module>(options.model, Module::LoadMode::Mmap, std::move(tracer));
-  auto loader = MmapDataLoader::from(options.model.c_str(), MmapDataLoader::MlockConfig::NoMlock);
-  check(loader.error(), options.model + ": opening it");
-  auto keeping = std::make_unique<KeepingLoader>(std::move(*loader));
-  return std::make_unique<Module>(std::move(keeping), nullptr, nullptr, std::move(tracer));
-}
-
 // A loaded model. A sequence begins wherever a call starts at 0.
 class Model {
  public:
   Model(const Options& options, std::unique_ptr<ETDumpGen> tracer) : tracer_(tracer.get()) {
     const double began = now_s();
-    module_ = open_module(options, std::move(tracer));
+    const auto mode = options.in_memory ? Module::LoadMode::File : Module::LoadMode::Mmap;
+    module_ = std::make_unique<Module>(options.model, mode, std::move(tracer));
     if (options.cached()) {
       BackendOptions<3> xnnpack;
       check(xnnpack.set_option("weight_cache_enabled", true), "weight_cache_enabled");
