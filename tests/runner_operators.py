@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,24 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
-def call(name: str, *arguments: Argument, result: int = -1, threads: int = 1) -> torch.Tensor | str:
-    """One argument as the operator left it (the last: `out`), or the line that says it refused."""
-    caller = build(Path(__file__).parent / "call_operator", "call_operator", RUNNER_SOURCES=str(SOURCES))
+def caller_sources() -> tuple[Path, str, dict[str, str]]:
+    """The folder of the executable that calls operators, its name, and the CMake variables it needs."""
+    return Path(__file__).parent / "call_operator", "call_operator", {"RUNNER_SOURCES": str(SOURCES)}
+
+
+def call(
+    name: str, *arguments: Argument, result: int = -1, threads: int = 1, command: Sequence[str] = ()
+) -> torch.Tensor | str:
+    """One argument as the operator left it (the last: `out`), or the line that says it refused.
+
+    command: starts the executable; none: the one for this machine.
+    """
+    if not command:
+        sources, target, definitions = caller_sources()
+        command = [str(build(sources, target, **definitions))]
     index = result % len(arguments)
     lines = [f"call {name} {index}\n".encode(), *(_encoded(argument) for argument in arguments), b"end\n"]
-    done = subprocess.run([caller, str(threads)], input=b"".join(lines), capture_output=True, timeout=120, check=True)
+    done = subprocess.run([*command, str(threads)], input=b"".join(lines), capture_output=True, timeout=120, check=True)
     said, _, data = done.stdout.partition(b"\n")
     if said.startswith(b"error"):
         return said.decode()

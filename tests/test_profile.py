@@ -103,7 +103,7 @@ def test_what_only_the_cpp_runner_can_is_an_error_without_a_compiler(fails, fold
 @needs_compiler
 def test_a_compiler_that_fails_is_named_with_its_first_error(fails, folder, monkeypatch, tmp_path):
     broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
+    broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

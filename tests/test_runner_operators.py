@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from arm64 import caller_bundle, emulated, needs_arm64
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  the reference
 from runner_operators import call, needs_compiler
 
@@ -112,6 +113,27 @@ def test_custom_quantized_sdpa(length, start, heads, kv_heads, head_dim):
             ours = call("llama::custom_quantized_sdpa.out", *arguments, torch.full(query.shape, 7.0), threads=threads)
             assert error(ours, wheel) < EXACT
             assert error(ours, formula) < FLOAT32
+
+
+@needs_arm64
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize(("length", "start"), [(1, 37), (7, 90), (128, 150)])
+def test_attention_on_arm64(length, start, heads, kv_heads, head_dim):
+    """Vectors of four there, of more here: the same sums in another order."""
+    command = emulated(caller_bundle())
+    query, keys, values = tensors(length, heads, kv_heads, head_dim)
+    for attn_mask, causal, threads in ((None, True, 1), (window_mask(length, start), False, 2)):
+        settings = (start, attn_mask, 0.0, causal, None)
+        arguments = (query, keys, values, *settings, torch.full_like(query, 7.0))
+        ours = call("llama::custom_sdpa.out", *arguments, threads=threads, command=command)
+        assert error(ours, call("llama::custom_sdpa.out", *arguments, threads=threads)) < EXACT
+        assert error(ours, by_formula(query, keys, values, start, attn_mask, causal, None)) < FLOAT32
+        held = [quantized(x, seed) for seed, x in enumerate((query, keys, values))]
+        codes = [codes for codes, _, _ in held]
+        parameters = list(itertools.chain.from_iterable((zeros, scales) for _, scales, zeros in held))
+        arguments = (*codes, *settings, *parameters, False, torch.full_like(query, 7.0))
+        ours = call("llama::custom_quantized_sdpa.out", *arguments, threads=threads, command=command)
+        assert error(ours, call("llama::custom_quantized_sdpa.out", *arguments, threads=threads)) < EXACT
 
 
 def test_positions_in_the_third_dimension():

