@@ -4,7 +4,7 @@
         phone = bed.phone("pixel8", faults=Faults(disk_full_after=1 << 20))
         bed.adb("-s", phone.serial, "push", "model.pte", "/data/local/tmp/")
 
-Needs adb, proot, mksh, toybox and qemu-user-static, all in Debian: mark such tests with `needs.needs_bed`.
+What it needs is in Debian, see needs.py; tests that use it are marked with `needs_bed`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,24 @@ class Phone:
         return self._daemon.root.data
 
     @property
+    def root(self) -> Path:
+        """The host's path of its /."""
+        return self._daemon.root.folder
+
+    @property
     def requests(self) -> list[str]:
         """The services asked for so far, such as "shell,v2,raw:getprop" and "sync:"."""
         return list(self._daemon.requests)
+
+    @property
+    def mangled(self) -> int:
+        """How many of its answers were not what they should be."""
+        mangler = self._daemon.mangler
+        return 0 if mangler is None else mangler.mangled
+
+    def change(self, path: str, old: str, new: str) -> None:
+        """Replace text in one of its files, such as /system/etc/dumpsys/thermalservice.txt, as if the phone had changed."""
+        self._daemon.root.change(path, old, new)
 
     def processes(self) -> dict[int, str]:
         """What runs on it now: process id -> arguments."""
@@ -58,7 +73,7 @@ class Bed:
 
     def __init__(self, folder: Path, adb: str | Path = "adb") -> None:
         self._folder = folder / "adb-bed"
-        self._adb = str(adb)
+        self.client = str(adb)
         self._daemons: list[Daemon] = []
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -74,7 +89,7 @@ class Bed:
         (self._folder / "home").mkdir(parents=True)
         with (self._folder / "server.log").open("wb") as log:
             self._server = subprocess.Popen(
-                [self._adb, "nodaemon", "server"],
+                [self.client, "nodaemon", "server"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -110,7 +125,7 @@ class Bed:
     def adb(self, *arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run the adb client. Raises subprocess.TimeoutExpired."""
         return subprocess.run(
-            [self._adb, *map(str, arguments)],
+            [self.client, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from adb_device.fuzz import Mangler
 from adb_device.link import Link
 from adb_device.protocol import (
     AUTH_PUBLIC_KEY,
@@ -70,13 +71,14 @@ class Stream:
             self.connection.send(Message(Command.OKAY, self.ours, self.theirs))
         return taken
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         """Send all of it, waiting for the reader between messages; EOFError when the stream ends before."""
-        left = memoryview(data)
-        while left:
-            self._wait_for_okay()
-            self.connection.send(Message(Command.WRTE, self.ours, self.theirs, left[: self.connection.max_data]))
-            left = left[self.connection.max_data :]
+        for piece in self.connection.pieces(data):
+            left = memoryview(piece)
+            while left:
+                self._wait_for_okay()
+                self.connection.send(Message(Command.WRTE, self.ours, self.theirs, left[: self.connection.max_data]))
+                left = left[self.connection.max_data :]
 
     def _wait_for_okay(self) -> None:
         with self._changed:
@@ -116,21 +118,39 @@ class Connection:
         banner: what CNXN says of the phone: "device::name=value;...;features=a,b".
         service: the service behind a name such as "shell:ls", or None if there is none.
         authorizes: whether somebody taps "Allow" for an unknown key; None: no key is asked for.
+        mangler: of what is sent once the phone is online; None: nothing is harmed.
     """
 
-    def __init__(self, link: Link, banner: bytes, service: Callable[[str], Service | None], authorizes: bool | None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        banner: bytes,
+        service: Callable[[str], Service | None],
+        *,
+        authorizes: bool | None = None,
+        mangler: Mangler | None = None,
+    ) -> None:
         self.link = link
         self.max_data = 4096  # bytes, until CNXN says otherwise
         self._version = VERSION_WITH_CHECKSUM
         self._banner = banner
         self._service = service
         self._authorizes = authorizes
+        self._mangler = mangler
         self._online = False
         self._streams: dict[int, Stream] = {}
         self._next = 1
 
     def send(self, message: Message) -> None:
-        self.link.send(header(message, version=self._version), message.data)
+        if self._mangler is None or not self._online:
+            self.link.send(header(message, version=self._version), message.data)
+            return
+        for piece in self._mangler.mangle("messages", header(message, version=self._version) + message.data):
+            self.link.send(piece)
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """What a stream sends in place of `data`: itself, unless it is to be mangled."""
+        return [data] if self._mangler is None else self._mangler.mangle("payloads", data)
 
     def run(self) -> None:
         """Answer messages until the link ends, then end every stream."""
@@ -166,8 +186,8 @@ class Connection:
             self._streams.pop(arg1).closed_by_peer()
 
     def _welcome(self) -> None:
-        self._online = True
         self.send(Message(Command.CNXN, VERSION, MAX_DATA, self._banner))
+        self._online = True
 
     def _ask_for_key(self) -> None:
         self.send(Message(Command.AUTH, AUTH_TOKEN, 0, os.urandom(20)))

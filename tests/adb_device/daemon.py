@@ -10,6 +10,7 @@ from adb_device import forward
 from adb_device.connection import Connection, Service, Stream
 from adb_device.faults import Faults, Strikes
 from adb_device.fixture import Fixture
+from adb_device.fuzz import Mangler
 from adb_device.launcher import Launcher
 from adb_device.link import Link
 from adb_device.root import Root
@@ -29,6 +30,7 @@ class Daemon:
         strikes = Strikes(faults.times)
         self._shell = Shell(self.launcher, crlf=fixture.crlf, faults=faults, strikes=strikes)
         self._sync = Sync(root, faults=faults, strikes=strikes)
+        self.mangler = None if faults.fuzz is None else Mangler(faults.fuzz)
         self._links: list[Link] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
@@ -53,7 +55,7 @@ class Daemon:
             if self._faults.offline and len(self._links) > 1:
                 continue  # nobody answers
             authorizes = False if self._faults.unauthorized else None
-            connection = Connection(link, self._banner(), self._service, authorizes)
+            connection = Connection(link, self._banner(), self._service, authorizes=authorizes, mangler=self.mangler)
             threading.Thread(target=connection.run, daemon=True).start()
             if self._faults.offline:
                 threading.Timer(0.3, link.cut).start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from adb_device.fuzz import Fuzz
+
 
 @dataclass(frozen=True)
 class Faults:
@@ -36,6 +38,9 @@ class Faults:
     missing_tools: tuple[str, ...] = ()  # of /system/bin, for example "sha256sum"
     missing_services: tuple[str, ...] = ()  # `dumpsys NAME` knows no such service
     denied: tuple[str, ...] = ()  # paths (with * and ?) that `shell` may not read, and services it may not dump
+    heats_to: int | None = None  # Android's thermal status from the third command on
+    # What it answers
+    fuzz: Fuzz | None = None
     # For all that break the connection, hang or print rubbish
     times: int | None = None  # how often they strike, all together; None: always
     seed: int = 0  # of everything random

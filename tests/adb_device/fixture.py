@@ -32,6 +32,8 @@ class Fixture:
     free_kib: int  # of it
     governor: str  # of the cores' clocks
     fixed_performance: bool  # whether `cmd power set-fixed-performance-mode-enabled` works
+    battery_ua: int  # current in microampere; a minus: out of it
+    battery_uv: int  # voltage in microvolt
     missing_tools: tuple[str, ...]  # of those that toybox has
     denied: tuple[str, ...]  # paths, with * and ?, that `shell` may not read
     cores: tuple[Core, ...]

@@ -28,8 +28,15 @@ def serve(connected: socket.socket, stream: Stream) -> None:
     """Pass bytes both ways until one side ends."""
     threading.Thread(target=_upstream, args=(connected, stream), daemon=True).start()
     with connected:
-        while data := connected.recv(1 << 16):
+        while data := _received(connected):
             stream.write(data)
+
+
+def _received(connected: socket.socket) -> bytes:
+    try:
+        return connected.recv(1 << 16)
+    except ConnectionResetError:
+        return b""
 
 
 def _upstream(connected: socket.socket, stream: Stream) -> None:

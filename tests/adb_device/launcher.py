@@ -78,7 +78,12 @@ class Launcher:
         arguments += [_found("proot"), "-v", "-1", "-r", str(self._root.folder), "-w", "/", "-i", "2000:2000"]
         for source, target in self._root.binds():
             arguments += ["-b", f"{source}:{target}"]
-        if self._arm64 and platform.machine() != "aarch64":
+        if not self._arm64:
+            script = (
+                self._root.folder / "system/bin/getprop"
+            )  # an emulator that is no ELF file gives ENOEXEC, as the kernel would
+            arguments += ["-q", str(script)]
+        elif platform.machine() != "aarch64":
             arguments += ["-q", " ".join([_found(EMULATOR[0]), *EMULATOR[1:]])]
         return [*arguments, "/system/bin/sh", "-c", command]
 

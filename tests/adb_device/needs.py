@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = {"adb": "adb", "proot": "proot", "mksh": "mksh", "toybox": "toybox", "qemu-aarch64-static": "qemu-user-static"}
+PACKAGES = {
+    "adb": "adb",
+    "proot": "proot",
+    "mksh": "mksh",
+    "toybox": "toybox",
+    "busybox": "busybox-static",
+    "qemu-aarch64-static": "qemu-user-static",
+}
 MISSING = [package for tool, package in PACKAGES.items() if shutil.which(tool) is None]
 ALL_TESTS = bool(os.environ.get("MOBILE_EXPORT_ALL_TESTS"))  # set by .ci/run: what is missing there is a failure
 

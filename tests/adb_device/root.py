@@ -19,7 +19,8 @@ from adb_device.faults import Faults
 from adb_device.fixture import Fixture
 
 TOOLS = Path(__file__).parent / "tools"
-COMMANDS_BEFORE_CLOCK_JUMP = 2
+FROM_BUSYBOX = frozenset({"dd", "diff", "expr", "tr"})  # in Android's toybox, not in Debian's
+COMMANDS_BEFORE_CHANGES = 2
 SHELL_MODES = {"data": 0o111, "data/local": 0o111, "data/misc": 0o111, "data/misc/states": 0o700, "sdcard": 0o771}
 FOLDERS = ("dev", "proc", "sys", "system/bin", "system/etc/dumpsys", "etc", "sdcard", "data/local/tmp", "data/misc/states")
 IMPLEMENTER = 0x41  # Arm Ltd.
@@ -52,10 +53,25 @@ class Root:
         return [*devices, ("/proc", "/proc"), *fakes, *((library, library) for library in _libraries())]
 
     def count_command(self) -> None:
-        """Called before each command: the clock jumps after some."""
+        """Called before each command: after some, the phone changes."""
         self._commands += 1
-        if self._faults.clock_jump and self._commands == COMMANDS_BEFORE_CLOCK_JUMP + 1:
-            (self.folder / "system/etc/clock_offset").write_text(f"{self._faults.clock_jump}\n")
+        if self._commands != COMMANDS_BEFORE_CHANGES + 1:
+            return
+        if self._faults.clock_jump:
+            self.change("/system/etc/clock_offset", "0", str(self._faults.clock_jump))
+        if self._faults.heats_to is not None:
+            self.change(
+                "/system/etc/dumpsys/thermalservice.txt", "Thermal Status: 0", f"Thermal Status: {self._faults.heats_to}"
+            )
+
+    def change(self, path: str, old: str, new: str) -> None:
+        """Replace text in a file that `shell` may not write; AssertionError where it is not there."""
+        found = self._host_path(path)
+        text, mode = found.read_text(), found.stat().st_mode
+        assert old in text, f"{path}: no {old!r}"
+        found.chmod(0o600)
+        found.write_text(text.replace(old, new))
+        found.chmod(mode)
 
     # What `sync:` does.
 
@@ -125,7 +141,7 @@ class Root:
             (self.folder / name).mkdir(parents=True)
         self._build_tools()
         self._build_settings()
-        self._build_cores()
+        self._build_sys()
         shutil.copy(self._fixture.folder / "meminfo", self.folder / "proc/meminfo")
         for path in sorted((self._fixture.folder / "dumpsys").iterdir()):
             if path.stem not in self._faults.missing_services:
@@ -143,6 +159,9 @@ class Root:
             (binaries / name).chmod(0o755)
         for name in {"pgrep", "pkill", "pidof", "killall", "ps"} - missing:
             (binaries / name).symlink_to("processes")
+        shutil.copy(_tool("busybox"), self.folder / "system/etc/busybox")
+        for name in FROM_BUSYBOX - missing:
+            (binaries / name).symlink_to("../etc/busybox")
         for name in _toybox_commands() - missing:
             if not os.path.lexists(binaries / name):
                 (binaries / name).symlink_to("toybox")
@@ -169,7 +188,7 @@ class Root:
         self._write("etc/passwd", "root:x:0:0::/:/system/bin/sh\nshell:x:2000:2000::/:/system/bin/sh\n")
         self._write("etc/group", "root:x:0:\nshell:x:2000:\n")
 
-    def _build_cores(self) -> None:
+    def _build_sys(self) -> None:
         cores = self._fixture.cores
         everyone = f"0-{len(cores) - 1}\n"
         for name in ("possible", "present", "online"):
@@ -199,6 +218,9 @@ class Root:
                 f"CPU part\t: {core.part:#05x}\nCPU revision\t: 0\n"
             )
         self._write("proc/cpuinfo", "\n".join(described))
+        battery = {"current_now": self._fixture.battery_ua, "voltage_now": self._fixture.battery_uv}
+        for name, value in battery.items():
+            self._write(f"sys/class/power_supply/battery/{name}", f"{value}\n")
         for number, temperature in enumerate((31200, 29800)):
             self._write(f"sys/class/thermal/thermal_zone{number}/temp", f"{temperature}\n")  # thousandths of a degree
             self._write(f"sys/class/thermal/thermal_zone{number}/type", f"{('cpu', 'battery')[number]}\n")
