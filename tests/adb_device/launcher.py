@@ -1,0 +1,134 @@
+"""Run a command line in a phone's root as Android's shell would: `sh -c`, user 2000, arm64 programs through qemu.
+
+proot needs no privileges: it rewrites paths. Capabilities are dropped first, so that file modes bind even when the tests
+run as root. It is no sandbox: the host's network and processes are there, and its files under /host-rootfs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from adb_device.root import Root
+
+# qemu's default CPU has SME, and XNNPACK's int8 kernels for it give wrong numbers under qemu 7.2.
+EMULATOR = ("qemu-aarch64-static", "-cpu", "cortex-a76")
+PATH = "/product/bin:/apex/com.android.runtime/bin:/system/bin:/system/xbin:/odm/bin:/vendor/bin"
+
+
+class Launcher:
+    """Starts, lists and ends the processes of one phone."""
+
+    def __init__(self, root: Root, *, arm64: bool = True, killed: str | None = None) -> None:
+        self._root = root
+        self._arm64 = arm64
+        self._marker = f"ADB_DEVICE={uuid.uuid4().hex}"  # in the environment of all that runs on the phone
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._closing = threading.Event()
+        if killed is not None:
+            threading.Thread(target=self._kill_all_with, args=(killed,), daemon=True).start()
+
+    def start(self, command: str, *, stderr_apart: bool) -> subprocess.Popen[bytes]:
+        """Start `sh -c command` with pipes for its input and output, and one for its errors or the same."""
+        self._root.count_command()
+        process = subprocess.Popen(
+            self._arguments(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if stderr_apart else subprocess.STDOUT,
+            env=self._environment(),
+            start_new_session=True,
+        )
+        self._started.append(process)
+        return process
+
+    def hang_up(self, process: subprocess.Popen[bytes]) -> None:
+        """Tell the shell, and only the shell, that its client has left."""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        try:
+            shell = int(children.read_text().split()[0])  # proot's first child
+            os.kill(shell, signal.SIGHUP)
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            pass  # it has ended
+
+    def processes(self) -> dict[int, str]:
+        """What runs on the phone: host's process id -> arguments."""
+        return {pid: arguments for pid, arguments in self._marked().items() if not arguments.startswith(_found("proot"))}
+
+    def close(self) -> None:
+        """Kill all that runs on the phone."""
+        self._closing.set()
+        while marked := self._marked():
+            for pid in marked:
+                _kill(pid)
+            time.sleep(0.01)
+        for process in self._started:
+            process.wait()
+
+    def _arguments(self, command: str) -> list[str]:
+        arguments = [_found("setpriv"), "--bounding-set=-all", "--inh-caps=-all", "--"] if os.geteuid() == 0 else []
+        arguments += [_found("proot"), "-v", "-1", "-r", str(self._root.folder), "-w", "/", "-i", "2000:2000"]
+        for source, target in self._root.binds():
+            arguments += ["-b", f"{source}:{target}"]
+        if not self._arm64:
+            script = (
+                self._root.folder / "system/bin/getprop"
+            )  # an emulator that is no ELF file gives ENOEXEC, as the kernel would
+            arguments += ["-q", str(script)]
+        elif platform.machine() != "aarch64":
+            arguments += ["-q", " ".join([_found(EMULATOR[0]), *EMULATOR[1:]])]
+        return [*arguments, "/system/bin/sh", "-c", command]
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": PATH,
+            "HOME": "/",
+            "TMPDIR": "/data/local/tmp",
+            "ANDROID_DATA": "/data",
+            "ANDROID_ROOT": "/system",
+            "SHELL": "/system/bin/sh",
+            "USER": "shell",
+            "LOGNAME": "shell",
+            "TERM": "dumb",
+            **dict([self._marker.split("=")]),
+            "PROOT_TMP_DIR": str(self._root.folder.parent),
+        }
+
+    def _marked(self) -> dict[int, str]:
+        found = {}
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    if self._marker.encode() in (process / "environ").read_bytes().split(b"\0"):
+                        arguments = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+                        found[int(process.name)] = b" ".join(arguments).decode(errors="replace")
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
+                    continue  # it has ended, or is somebody else's
+        return found
+
+    def _kill_all_with(self, text: str) -> None:
+        """As lmkd does to what takes too much memory; the shell that started it lives."""
+        while not self._closing.wait(0.01):
+            for pid, arguments in self.processes().items():
+                if text in arguments and not arguments.startswith("/system/bin/sh -c "):
+                    _kill(pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.kill(pid, signal.SIGKILL)
+
+
+def _found(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        raise FileNotFoundError(f"{tool}: not found; install it, see adb_device/needs.py")
+    return path
