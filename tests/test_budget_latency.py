@@ -20,7 +20,14 @@ from mobile_export.errors import InputError, UsageError
 PER_BLOCK = 576 * 960 + 576 * 576 + 3 * 576 * 1536
 BLOCK_BYTES = PER_BLOCK // 2 + PER_BLOCK // 32 * 2
 HEAD, HEAD_BYTES = 49_152 * 576, 49_152 * 576 + 49_152 * 4
-RATES = {"stream_gb_s": 20.0, "decode_gops": 1e6, "prefill_gops": 300.0, "overhead_us": 40.0, "cache_mib": 0.001}
+RATES = {
+    "stream_gb_s": 20.0,
+    "decode_gops": 1e6,
+    "prefill_gops": 300.0,
+    "attention_gops": 1e6,
+    "overhead_us": 40.0,
+    "cache_mib": 0.001,
+}
 
 
 def calibration(**changes):
@@ -39,9 +46,20 @@ def test_a_token_that_streams_is_its_bytes_over_the_bandwidth_and_its_calls():
 
 
 def test_a_token_that_computes_is_its_operations_over_the_rate():
-    attention = 4 * 576 * 128
-    expected = (6 * (2 * PER_BLOCK + attention) + 2 * HEAD) / 30e9 + 6 * 40e-6
-    assert decode_ms(model(SMOLLM2_135M, 6), stream_gb_s=1e6, decode_gops=30.0) == pytest.approx(1e3 * expected)
+    attention = 6 * 4 * 576 * 128
+    expected = (6 * 2 * PER_BLOCK + 2 * HEAD) / 30e9 + attention / 7e9 + 6 * 40e-6
+    rates = {"stream_gb_s": 1e6, "decode_gops": 30.0, "attention_gops": 7.0}
+    assert decode_ms(model(SMOLLM2_135M, 6), **rates) == pytest.approx(1e3 * expected)
+
+
+def test_a_windowed_block_attends_to_its_window():
+    facts = model(SMOLLM2_135M, 6, context=512)
+    blocks = (dataclasses.replace(facts.spec.blocks[0], window=100), facts.spec.blocks[0]) * 3
+    windowed = dataclasses.replace(facts, spec=dataclasses.replace(facts.spec, blocks=blocks))
+    rates = {"stream_gb_s": 1e6, "attention_gops": 7.0}
+    assert decode_ms(windowed, 80, **rates) == decode_ms(facts, 80, **rates)
+    saved_ms = decode_ms(facts, 400, **rates) - decode_ms(windowed, 400, **rates)
+    assert saved_ms == pytest.approx(3 * 4 * 576 * (400 - 100) / 7e6)
 
 
 def test_a_prompt_is_its_operations_over_the_rate_in_calls_of_a_chunk():
@@ -58,8 +76,9 @@ def test_a_block_that_runs_twice_in_a_row_is_streamed_once_if_the_cache_holds_it
     base, shared = model(SMOLLM2_135M, 6), model(SMOLLM2_135M, 6, repeats=2)
     extra_kv_ms = 6 * kv_of_a_slot / 20e6
     small, large = (decode_ms(shared, cache_mib=size) for size in (room - 1e-6, room))
-    assert small - large == pytest.approx(6 * BLOCK_BYTES / 20e6)
-    assert large - decode_ms(base) == pytest.approx(6 * 0.04 + extra_kv_ms)
+    computed_ms = 6 * 2 * PER_BLOCK / 1e12  # at 1e6 G operations a second: what is left of an execution that streams nothing
+    assert small - large == pytest.approx(6 * BLOCK_BYTES / 20e6 - computed_ms)
+    assert large - decode_ms(base) == pytest.approx(6 * 0.04 + extra_kv_ms + computed_ms)
     assert decode_ms(base, cache_mib=room) == decode_ms(base)
 
 
@@ -117,6 +136,7 @@ GIVEN = {
     "decode_gops_8_bit": 100,
     "decode_gops_4_bit": [90, 110],
     "prefill_gops": 500.0,
+    "attention_gops": 10,
     "overhead_us": 20,
     "cache_mib": 8,
 }

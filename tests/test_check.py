@@ -1,20 +1,33 @@
 """`check` from the command line: its answers, exit codes, forms and errors; it is fast and never loads torch."""
 
+import dataclasses
 import json
 import os
 import re
 import statistics
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from budget_models import SMOLLM2_135M
+from budget_models import model as model_of
 from exported import checkpoint, onnx_artifact
 from tiny_families import written
 
+from mobile_export.budget.calibration import calibration_of_phone
+from mobile_export.budget.changes import candidates, cheapest_change
+from mobile_export.budget.facts import facts_of_manifest
+from mobile_export.budget.latency import decode_curve
 from mobile_export.budget.phones import read_phones
+from mobile_export.budget.rate_curve import BOTTOM, TOP
+from mobile_export.budget.rate_curve import HEIGHT as RATE_HEIGHT
+from mobile_export.budget.verdict import Limits, Use, target_of_phone
 from mobile_export.cli import run
+from mobile_export.manifest import read_manifest
+from mobile_export.quantize.recipe import packaged_recipes, read_recipe
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION = {
@@ -22,6 +35,7 @@ CALIBRATION = {
     "decode_gops_8_bit": 100,
     "decode_gops_4_bit": 100,
     "prefill_gops": 500,
+    "attention_gops": 10,
     "overhead_us": 20,
     "cache_mib": 8,
 }
@@ -172,6 +186,41 @@ def test_the_page_stands_alone_and_its_bars_are_to_scale(check, model, tmp_path)
     assert "No change we know would make it fit" in page.text
 
 
+def test_the_page_draws_the_rate_over_the_context(check, model, tmp_path):
+    """Ends of the line and of the band are the rates `check` itself gives at both ends of the context."""
+    file = tmp_path / "page.html"
+    check(model, "--phone", "Pixel 8", "--min-decode-rate", 20, "--html", file)
+    text = file.read_text(encoding="utf-8")
+    facts = facts_of_manifest(read_manifest(model), model)
+    points = decode_curve(facts, calibration_of_phone(read_phones()["Pixel 8"]), facts.max_context)
+    assert [points[0][0], points[-1][0]] == [0, facts.max_context - 1]
+    at = {
+        int(asked): verdicts(check(model, "--phone", "Pixel 8", "--prompt-tokens", asked, "--json")[1])["Pixel 8"]
+        for asked in ("32", "63")
+    }
+    rates = dict(points)
+    for position in (32, 63):
+        low, likely, high = at[position]["decode_tokens_per_s"]
+        near = rates.get(position) or min(points, key=lambda point: abs(point[0] - position))[1]
+        assert (near.low, near.likely, near.high) == pytest.approx((low, likely, high), rel=0.02)
+    top = float(re.search(r'text-anchor="end">([\d,]+)</text>', text)[1].replace(",", ""))
+    drawn = {name: re.search(rf'class="{name}" d="M([^"]+)"', text)[1].rstrip("Z") for name in ("band", "likely", "asked")}
+    heights = {name: [float(corner.split()[1]) for corner in path.split("L")] for name, path in drawn.items()}
+
+    def height(rate):
+        return RATE_HEIGHT - BOTTOM - rate / top * (RATE_HEIGHT - TOP - BOTTOM)
+
+    assert heights["likely"] == pytest.approx([height(rate.likely) for _, rate in points], abs=0.06)
+    band = [height(rate.high) for _, rate in points] + [height(rate.low) for _, rate in reversed(points)]
+    assert heights["band"] == pytest.approx(band, abs=0.06)
+    assert heights["asked"] == pytest.approx([height(20)] * 2, abs=0.06)
+
+
+def test_a_page_for_an_amount_of_dram_has_no_curve(check, model, tmp_path):
+    check(model, "--dram", "6GB", "--html", tmp_path / "page.html")
+    assert '<svg class="rate"' not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_name_in_the_page_is_text_and_nothing_else(check, model, tmp_path):
     phones = tmp_path / "mine.toml"
     phones.write_text(
@@ -196,18 +245,34 @@ print(json.dumps([code, time.process_time() - began, sorted(sys.modules)]), file
 
 
 def test_it_answers_at_once_and_never_imports_torch(model, tmp_path):
-    command = [sys.executable, "-c", TIMED, "check", str(model), "--phone", "Pixel 6a", "--phone", "iPhone 15"]
-    command += ["--max-memory", "60MiB", "--min-decode-rate", "20", "--html", str(tmp_path / "page.html"), "--json"]
+    command = [sys.executable, "-c", TIMED, "check", str(model), "--phone", "all"]
+    command += ["--max-memory", "5MiB", "--min-decode-rate", "20", "--html", str(tmp_path / "page.html"), "--json"]
     taken = []
     for _ in range(3):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         code, seconds, modules = json.loads(done.stderr.splitlines()[-1])
         assert code in (0, 1)
-        assert json.loads(done.stdout)["verdicts"]
+        assert len(json.loads(done.stdout)["verdicts"]) == len(read_phones())
         assert {name.split(".")[0] for name in modules} & {"torch", "numpy", "onnx", "onnxruntime", "executorch"} == set()
         taken.append(seconds)
     assert statistics.median(taken) < 0.3
+
+
+def test_every_phone_and_every_change_of_a_deep_model_take_a_moment():
+    """60 executions, 45 phones, nothing that fits: every candidate is judged for every phone."""
+    facts = model_of(SMOLLM2_135M, 30, repeats=2, context=2048)
+    limits = Limits(share=0.01, max_first_token_s=0.001, min_decode_tokens_per_s=1e4)
+    recipes = [read_recipe(name) for name in packaged_recipes()]
+    targets = [target_of_phone(phone) for phone in read_phones().values()]
+    taken = []
+    for _ in range(3):
+        fresh = dataclasses.replace(facts)  # without what was worked out before
+        began = time.process_time()
+        tried = candidates(fresh, recipes)
+        assert [cheapest_change(tried, target, limits, Use()) for target in targets] == [None] * len(targets)
+        taken.append(time.process_time() - began)
+    assert statistics.median(taken) < 0.1
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

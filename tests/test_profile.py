@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import io
 import json
 import os
 import re
@@ -13,10 +15,17 @@ from pathlib import Path
 
 import pytest
 from exported import CONTEXT, artifact, checkpoint, onnx_artifact
+from PIL import Image, ImageColor
 from runner_operators import needs_compiler
 
+from mobile_export.budget.calibration import ProfileCalibration
+from mobile_export.budget.profiled import read_rates
 from mobile_export.cli import run
-from mobile_export.measure.curve import curve_svg
+from mobile_export.errors import MissingTool
+from mobile_export.measure.build import build_runner
+from mobile_export.measure.curve import BLUE, HEIGHT, LEFT, WIDTH, curve_svg, draw
+from mobile_export.measure.curve_png import curve_png
+from mobile_export.measure.machine_speed import CALLS_US, MachineSpeed, fastest, measure_speed
 from mobile_export.measure.profile import CurvePoint, Spread, read_profile, to_json
 from mobile_export.measure.tools import Need, steps_here
 
@@ -446,6 +455,117 @@ def test_a_curve_is_drawn_to_scale():
     labels = {text.text: float(text.get("y")) for text in svg.findall("{*}text") if text.get("text-anchor") == "end"}
     assert first[1] == pytest.approx(labels["200"] - 4, abs=0.2)
     assert second[1] == pytest.approx(labels["100"] - 4, abs=0.2)
+
+
+@pytest.mark.parametrize("rate", [100.0, 200.0])
+def test_a_curve_as_png_has_its_points_where_the_svg_has_them(rate):
+    points = [CurvePoint(100, 200.0), CurvePoint(400, rate)]
+    image = Image.open(io.BytesIO(curve_png(points, "a title"))).convert("RGB")
+    assert image.size == (2 * WIDTH, 2 * HEIGHT)
+    blue = ImageColor.getrgb(BLUE)
+    for x, y in draw(points, "").line:
+        assert image.getpixel((round(2 * x), round(2 * y))) == blue
+        assert image.getpixel((round(2 * x), round(2 * y) + 30)) != blue
+    text = [image.getpixel((x, y)) for x in range(2 * LEFT, 2 * LEFT + 100) for y in range(20, 46)]
+    assert min(text) < (100, 100, 100)  # the title
+
+
+def test_a_png_without_pillow_is_refused_before_anything_is_measured(fails, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    code, line = fails("profile", folder, *QUICK, "--curve", tmp_path / "c.png")
+    assert code == 4
+    assert line == "pillow: is not installed; pip install 'mobile-export[plots]', or name a file that ends in .svg"
+
+
+# --- the machine alone ---------------------------------------------------------------------------------------------------
+
+SIZES = [{"mib": mib, "rate": rate} for mib, rate in ((1.0, 400.0), (8.0, 200.0), (16.0, 60.0), (64.0, 40.0))]
+SPEED = {
+    "runtime": "fake 1",
+    "threads": 1,
+    "stream": SIZES,
+    "decode_8_bit": SIZES,
+    "decode_4_bit": SIZES,
+    "prefill_8_bit_gops": 400.0,
+    "prefill_4_bit_gops": 100.0,
+    "attention_gops": 10.0,
+    "execution_us": 4.0,
+}
+
+
+def test_what_a_machine_does_as_a_prediction_wants_it():
+    """40 G operations a second on one byte for two of them are 20 GB/s; what lies above their middle is in a cache."""
+    found = MachineSpeed(**SPEED).calibration()
+    assert ProfileCalibration.model_validate(found)  # what `check --profile` reads
+    scales = 1028 / 1024
+    assert found == {
+        "stream_gb_s": pytest.approx(20 * scales),
+        "decode_gops_8_bit": 400.0,
+        "decode_gops_4_bit": 400.0,
+        "prefill_gops": pytest.approx(200.0),
+        "attention_gops": 10.0,
+        "overhead_us": 4.0 + CALLS_US,
+        "cache_mib": 8.0,
+    }
+
+
+def test_of_several_runs_the_fastest_counts():
+    slow = [{"mib": at["mib"], "rate": at["rate"] / 2} for at in SIZES]
+    runs = [MachineSpeed(**SPEED), MachineSpeed(**{**SPEED, "decode_4_bit": slow, "execution_us": 3.0, "attention_gops": 9.0})]
+    found = fastest(runs)
+    assert [at.rate for at in found.decode_4_bit] == [at["rate"] for at in SIZES]
+    assert (found.execution_us, found.attention_gops) == (3.0, 10.0)
+
+
+@needs_compiler
+def test_a_machine_is_measured_and_foretells_a_model(tmp_path, capsys):
+    """One process at one thread: numbers of a real machine, and a verdict from them."""
+    found = measure_speed(build_runner(), 1, processes=1)
+    assert found.threads == 1
+    assert [at.mib for at in found.stream] == [at.mib for at in found.decode_8_bit] == [at.mib for at in found.decode_4_bit]
+    assert all(0.1 < at.rate < 1e5 for at in (*found.stream, *found.decode_8_bit, *found.decode_4_bit))
+    assert found.prefill_4_bit_gops > found.attention_gops > 0.1  # a product of many tokens against one that waits for memory
+    assert 0.1 < found.execution_us < 1e4
+    file = tmp_path / "machine.json"
+    file.write_text(json.dumps({"calibration": found.calibration()}))
+    model = onnx_artifact(checkpoint())
+    capsys.readouterr()
+    assert run(["check", str(model), "--dram", "6GB", "--profile", str(file), "--json"]) == 0
+    (verdict,) = json.loads(capsys.readouterr().out)["verdicts"]
+    assert verdict["decode_tokens_per_s"][0] > 0
+
+
+def fake_calibrator(folder: Path, body: str) -> Path:
+    path = folder / "calibrator"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("echo no >&2; exit 3", "exit code 3: no; report it with --debug"),
+        ("sleep 20", "did not finish within 0.5 s; try fewer threads"),
+        ("echo rubbish", "printed no measurement; name a runner of this version of mobile-export"),
+        ("echo '{}'", "runtime: Field required; name a runner of this version of mobile-export"),
+    ],
+)
+def test_a_micro_benchmark_that_fails_is_one_line(tmp_path, body, said):
+    path = fake_calibrator(tmp_path, body)
+    with pytest.raises(MissingTool) as error:
+        measure_speed(path, 1, processes=1, timeout_s=0.5 if "sleep" in body else 30)
+    assert str(error.value) == f"{path}: {said}"
+
+
+def test_calibrate_writes_what_check_reads(tmp_path, capsys, monkeypatch):
+    runner = fake_calibrator(tmp_path, f"echo '{json.dumps(SPEED)}'")
+    monkeypatch.setattr("mobile_export.measure.build.build_runner", lambda: runner)
+    out = tmp_path / "machine.json"
+    assert run(["profile", "calibrate", "--threads", "1", "--out", str(out)]) == 0
+    assert re.search(r"^stream_gb_s +20\.1$", capsys.readouterr().out, re.MULTILINE)
+    assert json.loads(out.read_text())["calibration"] == read_rates(out).calibration.model_dump()
 
 
 # --- doctor --------------------------------------------------------------------------------------------------------------

@@ -225,6 +225,7 @@ def test_the_cpp_runner_refuses_a_command_line(options, line):
 
 def test_the_cpp_runner_asks_for_a_model():
     assert refusal(cpp()) == (2, "--model: name a .pte file")
+    assert refusal(cpp(), "--model", "x", "--calibrate") == (2, "--calibrate: takes no --model")
 
 
 def cut_off(model: Path, folder: Path) -> Path:

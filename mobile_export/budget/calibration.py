@@ -19,7 +19,8 @@ from mobile_export.errors import InputError
 STREAM_SHARE = Interval(0.35, 0.6, 0.8)  # of the theoretical bandwidth, with all big cores
 DECODE_GOPS_A_CORE = Interval(15, 40, 100)  # one token: int8 activations, 8- or 4-bit weights
 PREFILL_GOPS_A_CORE = Interval(40, 100, 200)  # many tokens at once
-OVERHEAD_US = Interval(10, 50, 120)  # an execution: its calls, its small operators, attention's own work
+ATTENTION_GOPS_A_CORE = Interval(3, 10, 30)  # one token over a cache of floats: 10 in ExecuTorch's operator on x86-64
+OVERHEAD_US = Interval(10, 40, 110)  # an execution: its calls and small operators
 MEASURED_SPREAD = 0.1  # of a rate that was measured, where a profile gives one number
 
 
@@ -28,14 +29,16 @@ class Calibration:
     """What a phone does, with all threads that are to be used.
 
     stream_gb_s: weights from DRAM, 10**9 bytes a second. decode_gops_*, prefill_gops: 10**9 operations a second, a
-    multiplication and an addition being two. overhead_us: of one execution of a block. cache_mib: the last level a block
-    may stay in between two executions. source: what it was made from, in words.
+    multiplication and an addition being two; attention_gops: of one token over its keys and values. overhead_us: of one
+    execution of a block. cache_mib: the last level a block may stay in between two executions. source: what it was made from,
+    in words.
     """
 
     stream_gb_s: Interval
     decode_gops_8_bit: Interval
     decode_gops_4_bit: Interval
     prefill_gops: Interval
+    attention_gops: Interval
     overhead_us: Interval
     cache_mib: Interval
     source: str
@@ -58,6 +61,7 @@ class Calibration:
             ops_8_bit=1e9 * getattr(self.decode_gops_8_bit, rate),
             ops_4_bit=1e9 * getattr(self.decode_gops_4_bit, rate),
             prefill_ops=1e9 * getattr(self.prefill_gops, rate),
+            attention_ops=1e9 * getattr(self.attention_gops, rate),
             overhead_s=1e-6 * getattr(self.overhead_us, delay),
             cache_bytes=2**20 * getattr(self.cache_mib, rate),
         )
@@ -71,6 +75,7 @@ class Speeds:
     ops_8_bit: float
     ops_4_bit: float
     prefill_ops: float
+    attention_ops: float
     overhead_s: float
     cache_bytes: float
 
@@ -85,6 +90,7 @@ def calibration_of_phone(phone: Phone) -> Calibration:
         decode_gops_8_bit=decode,
         decode_gops_4_bit=decode,
         prefill_gops=_product(PREFILL_GOPS_A_CORE, cores),
+        attention_gops=_product(ATTENTION_GOPS_A_CORE, cores),
         overhead_us=OVERHEAD_US,
         cache_mib=cache,
         source=f"the phone table: {phone.row.soc}",
@@ -103,6 +109,7 @@ class ProfileCalibration(pydantic.BaseModel):
     decode_gops_8_bit: Quantity
     decode_gops_4_bit: Quantity
     prefill_gops: Quantity
+    attention_gops: Quantity
     overhead_us: Quantity
     cache_mib: Quantity
 
@@ -117,12 +124,27 @@ def calibration_given(where: str, given: ProfileCalibration, source: str) -> Cal
 
 
 def exact_calibration(
-    *, stream_gb_s: float, decode_gops: float, prefill_gops: float, overhead_us: float, cache_mib: float, source: str
+    *,
+    stream_gb_s: float,
+    decode_gops: float,
+    prefill_gops: float,
+    attention_gops: float,
+    overhead_us: float,
+    cache_mib: float,
+    source: str,
 ) -> Calibration:
     """A calibration without doubt, for predictions that are held against measurements."""
     decode = exactly(decode_gops)
-    rates = (exactly(stream_gb_s), decode, decode, exactly(prefill_gops), exactly(overhead_us), exactly(cache_mib))
-    return Calibration(*rates, source=source)
+    return Calibration(
+        stream_gb_s=exactly(stream_gb_s),
+        decode_gops_8_bit=decode,
+        decode_gops_4_bit=decode,
+        prefill_gops=exactly(prefill_gops),
+        attention_gops=exactly(attention_gops),
+        overhead_us=exactly(overhead_us),
+        cache_mib=exactly(cache_mib),
+        source=source,
+    )
 
 
 def _measured(where: str, name: str, value: Quantity) -> Interval:

@@ -26,7 +26,8 @@ class Energy:
 
 def predict_energy(facts: ModelFacts, streamed_bytes: int) -> Energy:
     """Energy of one decoded token. streamed_bytes: what it reads from DRAM."""
-    executed = sum(matrix.parameters * (matrix.uses if matrix.name.startswith("blocks.") else 1) for matrix in facts.multiplied)
+    executed = sum(kind.work.parameters * kind.count for kind in facts.executions)
+    executed += sum(work.parameters for work in facts.outer_work)
     by_parameters, by_bytes = JOULES_A_BILLION * executed / 1e9, JOULES_A_BILLION * streamed_bytes / 1e9
     low, high = sorted((by_parameters, by_bytes))
     joules = Interval(low, (low + high) / 2, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,15 @@ class Work:
     @property
     def parameters(self) -> int:
         return self.parameters_4_bit + self.parameters_wider
+
+
+@dataclass(frozen=True)
+class Executions:
+    """Executions that cost the same. again: each right after another one of the same block. count: how many they are."""
+
+    work: Work
+    again: bool
+    count: int
 
 
 def work_of(matrices: Sequence[MatrixPlan]) -> Work:
@@ -122,6 +132,13 @@ class ModelFacts:
         return tuple(map(work_of, held))
 
     @cached_property
+    def executions(self) -> tuple[Executions, ...]:
+        """The schedule, executions that cost the same once, with how many they are."""
+        before = (None, *self.schedule)
+        kinds = Counter((self.work[stored], stored == last) for stored, last in zip(self.schedule, before, strict=False))
+        return tuple(Executions(work, again, count) for (work, again), count in kinds.items())
+
+    @cached_property
     def outer_work(self) -> tuple[Work, ...]:
         """What each matrix outside of blocks does: the head, and projections around the stream."""
         return tuple(work_of([matrix]) for matrix in self.multiplied if not matrix.name.startswith("blocks."))
@@ -132,14 +149,26 @@ class ModelFacts:
             return 0
         extra = INT8_ROW_EXTRA if self.format == "pte" and self.kv_dtype == "int8" else 0
         head = self.spec.head_dim * VALUE_BYTES[self.kv_dtype] + extra
-        return 2 * sum(self._kv_rows(context)) * self.spec.num_key_value_heads * head
+        return 2 * self._kv_rows(context) * self.spec.num_key_value_heads * head
 
-    def _kv_rows(self, context: int) -> list[int]:
-        """Rows of every slot: in a .pte a windowed block keeps what its window and a call's tokens need."""
-        assert isinstance(self.spec, DecoderSpec)
+    def attended_positions(self, position: float) -> float:
+        """Keys a token at a position is multiplied with, over all slots."""
+        return sum(slots * (position if reach is None else min(position, reach)) for reach, slots in self._reaches)
+
+    def _kv_rows(self, context: int) -> int:
+        """Rows of all slots: in a .pte a windowed block keeps what its window and a call's tokens need."""
+        if self.format != "pte":
+            return context * sum(slots for _, slots in self._reaches)
+        kept = [(slots, context if reach is None else reach + self.prompt_chunk - 1) for reach, slots in self._reaches]
+        return sum(slots * min(context, rows) for slots, rows in kept)
+
+    @cached_property
+    def _reaches(self) -> tuple[tuple[int | None, int], ...]:
+        """How many positions a slot attends to, None for all, and how many such slots there are."""
+        if isinstance(self.spec, RwkvSpec):
+            return ()
         kinds = [self.spec.blocks[self.blocks[stored]] for stored in self.schedule]
-        reaches = [kind.reach if self.format == "pte" else None for kind in kinds if kind.mixer == "attention"]
-        return [context if reach is None else min(context, reach + self.prompt_chunk - 1) for reach in reaches]
+        return tuple(Counter(kind.reach for kind in kinds if kind.mixer == "attention").items())
 
     def with_recipe(self, recipe: Recipe) -> ModelFacts:
         """The same model stored by another recipe; its cache stays what it is."""

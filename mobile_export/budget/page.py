@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from mobile_export.budget.interval import Interval, total
+from mobile_export.budget.latency import decode_curve
+from mobile_export.budget.rate_curve import rate_curve
 from mobile_export.budget.report import Checked, around, improvement, mib, reason
 from mobile_export.budget.terms import MIB, Term
 from mobile_export.budget.verdict import Verdict
@@ -43,8 +45,9 @@ def page(checked: Checked) -> str:
 {_terms(terms, hues)}
 <h2>How to read this</h2>
 <p>Predicted from sizes, nothing was run. A bar is what is likely, the line behind its end the interval; the mark is
-what is allowed. An answer is uncertain where the interval holds the mark. Rates marked from the phone table are wide, because
-published values are few; a profile of the phone makes them narrow.</p>
+what is allowed. An answer is uncertain where the interval holds the mark. A curve is the decode rate as the cache fills, the
+band its interval, a dashed line what is asked. Rates from the phone table are wide, because published values are few; a profile
+of the phone makes them narrow.</p>
 </body>
 </html>
 """
@@ -76,6 +79,11 @@ def _card(checked: Checked, verdict: Verdict, help_line: str, terms: list[Term],
     if checked.battery and verdict.energy:
         joules, tokens = verdict.energy.joules_a_token, verdict.energy.tokens_a_percent
         lines.append(f"<li>{around(joules, 3)} J a token, {around(tokens, 0)} tokens a percent of the battery</li>")
+    curve = ""
+    if verdict.target.calibration:
+        points = decode_curve(checked.facts, verdict.target.calibration, checked.context)
+        asked = next((answer.allowed.likely for answer in verdict.answers if answer.limit == "decode rate"), None)
+        curve = rate_curve(points, asked)
     if help_line:
         lines.append(f'<li class="help">{escape(help_line[0].upper() + help_line[1:])}</li>')
     return f"""<article class="{OUTCOMES[verdict.outcome]}">
@@ -83,7 +91,7 @@ def _card(checked: Checked, verdict: Verdict, help_line: str, terms: list[Term],
 <p class="need"><b>{mib(memory.needed)}</b> MiB needed, <b>{mib(memory.allowed)}</b> allowed
 of {verdict.target.dram_bytes.likely / 2**30:g} GB</p>
 {_bar(terms, hues, memory.needed, memory.allowed, end)}
-<ul>{"".join(lines)}</ul>
+<ul>{"".join(lines)}</ul>{curve}
 </article>"""
 
 
@@ -150,6 +158,9 @@ article li { color: var(--soft); } article li.help { color: var(--ink); margin-t
 .stack i.clean { background: repeating-linear-gradient(135deg, var(--hue) 0 3px, transparent 3px 6px); }
 .span { position: absolute; bottom: -4px; height: 3px; background: var(--ink); }
 .mark { position: absolute; top: -5px; bottom: -5px; width: 3px; margin-left: -1px; background: var(--ink); }
+.rate { display: block; width: 100%; max-width: 24rem; margin-top: .5rem; font-size: 10px; } .rate text { fill: var(--soft); }
+.rate path { fill: none; stroke-width: 1; } .rate .grid { stroke: var(--line); } .rate .asked { stroke: var(--ink);
+  stroke-dasharray: 4 3; } .rate .likely { stroke: #0072b2; stroke-width: 2; } .rate .band { fill: #0072b2; fill-opacity: .22; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, .why { text-align: left; } th { font-weight: 600; } .why { color: var(--soft); font-size: .9rem; }

@@ -25,7 +25,8 @@ USUAL = Calibration(  # of a big core or two, where no phone is named
     decode_gops_8_bit=Interval(30, 60, 120),
     decode_gops_4_bit=Interval(30, 60, 120),
     prefill_gops=Interval(100, 200, 400),
-    overhead_us=Interval(20, 50, 100),
+    attention_gops=Interval(5, 12, 30),
+    overhead_us=Interval(5, 20, 60),
     cache_mib=Interval(4, 8, 16),
     source="a usual core",
 )
@@ -127,6 +128,7 @@ def calibration_of_profile(path: Path, rates: ProfiledRates, profiled: ModelFact
         stream=likely.stream * decode_factor,
         ops_8_bit=likely.ops_8_bit * decode_factor,
         ops_4_bit=likely.ops_4_bit * decode_factor,
+        attention_ops=likely.attention_ops * decode_factor,
         overhead_s=likely.overhead_s / decode_factor,
     )
     measured_s = rates.prompt_tokens / rates.best.prefill_tokens_per_s.median
@@ -140,6 +142,7 @@ def calibration_of_profile(path: Path, rates: ProfiledRates, profiled: ModelFact
         decode_gops_8_bit=_about(scaled.ops_8_bit / 1e9),
         decode_gops_4_bit=_about(scaled.ops_4_bit / 1e9),
         prefill_gops=_about(high / 1e9),
+        attention_gops=_about(scaled.attention_ops / 1e9),
         overhead_us=_about(scaled.overhead_s * 1e6),
         cache_mib=start.cache_mib,
         source=f"profile {path.name}",

@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from mobile_export.measure.compare import Change
     from mobile_export.measure.profile import AtThreads, OperatorTime, Profile, Spread
 
-COMPARE = "compare"
+PNG = ".png"
+COMPARE, CALIBRATE = "compare", "calibrate"
 
 
 def profile(
     artifact: Annotated[
         list[str],
-        typer.Argument(metavar="ARTIFACT", help="An artifact folder, or the file in it. Or: compare BEFORE.json AFTER.json."),
+        typer.Argument(
+            metavar="ARTIFACT",
+            help="An artifact folder, or the file in it. Or: compare BEFORE.json AFTER.json. Or: calibrate.",
+        ),
     ],
     threads: Annotated[str, typer.Option("--threads", help="auto, or numbers to try: 1,2,4.")] = "auto",
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Length of the prompt.")] = 128,
@@ -49,7 +53,8 @@ def profile(
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also start once with the files not in memory.")] = True,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operator of a single-token step.")] = False,
     curve: Annotated[
-        Path | None, typer.Option("--curve", help="An .svg to draw decode rates over the context in.", show_default=False)
+        Path | None,
+        typer.Option("--curve", help="Draw decode rates over the context: an .svg or .png.", show_default=False),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A profile.json to write.", show_default=False)] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, help="Most seconds of one process.")] = 600,
@@ -60,20 +65,28 @@ def profile(
 ) -> int:
     """Measure ARTIFACT on this machine: load, init, prompt and single-token rates, memory; name the best number of threads.
 
-    With `compare` two profiles are held against each other; exit code 1 if the second is worse.
+    With `compare` two profiles are held against each other; exit code 1 if the second is worse. With `calibrate` no artifact is
+    run: --out is what `check --profile` predicts any model's speed from.
 
     Example: mobile-export profile out --out profile.json
     """
     if artifact[0] == COMPARE:
         return _compare(artifact[1:], max_regression, as_json)
+    if artifact[0] == CALIBRATE and len(artifact) == 1:
+        from mobile_export.cli.calibrate import calibrate
+
+        counts = () if threads == "auto" else _numbers("--threads", threads, least=1)
+        return calibrate(counts, _writable("--out", out), as_json=as_json)
     if len(artifact) > 1:
         raise UsageError(f"ARTIFACT {artifact[1]}", "one artifact at a time", "or write: profile compare BEFORE AFTER")
     if weights not in ("plain", "cache", "file"):
         raise UsageError(f"--weights {weights}", "no such way", "write plain, cache or file")
     for option, path in (("--curve", curve), ("--out", out)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            what = "is a folder" if path.is_dir() else "its folder does not exist"
-            raise UsageError(f"{option} {path}", what, "name a file")
+        _writable(option, path)
+    if curve is not None and curve.suffix == PNG:
+        from mobile_export.measure.curve_png import check_png
+
+        check_png()
     from mobile_export.measure.host import Request, profile_artifact
 
     request = Request(
@@ -98,15 +111,25 @@ def profile(
 
 def _write(found: Profile, out: Path | None, curve: Path | None) -> None:
     from mobile_export.measure.curve import curve_svg
+    from mobile_export.measure.curve_png import curve_png
     from mobile_export.measure.profile import to_json
 
-    texts = {out: to_json(found)} if out else {}
+    contents = {out: to_json(found).encode()} if out else {}
     if curve and found.curve:
-        texts[curve] = curve_svg(found.curve, f"{found.artifact}, {_threads(found.best)}, {found.machine.cpu}")
-    for path, text in texts.items():
+        title = f"{found.artifact}, {_threads(found.best)}, {found.machine.cpu}"
+        png = curve.suffix == PNG
+        contents[curve] = curve_png(found.curve, title) if png else curve_svg(found.curve, title).encode()
+    for path, content in contents.items():
         beside = path.with_name(f".{path.name}.new")
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         beside.replace(path)
+
+
+def _writable(option: str, path: Path | None) -> Path | None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = "is a folder" if path.is_dir() else "its folder does not exist"
+        raise UsageError(f"{option} {path}", what, "name a file")
+    return path
 
 
 def _numbers(option: str, text: str, *, least: int) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ constexpr int64_t kTileColumns = 2 * kLanes;            // likewise
 constexpr int64_t kBlockRows = 192;                     // a copied tile serves so many rows
 constexpr int64_t kSerialProducts = 48 * 1024;          // less than this takes no longer than waking a thread
 constexpr int64_t kLeastKeys = 32;                      // of a range that is a unit of work
+constexpr int64_t kAhead = 16;                          // rows asked for before they are read
 static_assert(kTileKeys % kTileColumns == 0);
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -169,6 +170,15 @@ void copy_scaled(const Rows& rows, int64_t position, int64_t head, int64_t head_
   for (int64_t d = 0; d < head_dim; ++d) out[d] = row[d] * scale;
 }
 
+// Asks for a row of a head. Rows of one head lie apart, in steps no prefetcher of a processor follows.
+void prefetch(const Rows& rows, int64_t position, int64_t head, int64_t head_dim) {
+  constexpr int64_t kLine = 64;
+  const int64_t at = value_at(rows, position, head);
+  const char* row = rows.values ? reinterpret_cast<const char*>(rows.values + at) : reinterpret_cast<const char*>(rows.codes + at);
+  const int64_t bytes = head_dim * (rows.values ? sizeof(float) : sizeof(int8_t));
+  for (int64_t byte = 0; byte < bytes; byte += kLine) __builtin_prefetch(row + byte);
+}
+
 // How many keys a query sees.
 int64_t seen(const Attention& a, int64_t token) {
   return a.causal ? std::min(a.n_keys, a.start + token + 1) : a.n_keys;
@@ -211,6 +221,7 @@ void attend_range(const Attention& a, int64_t kv_head, int64_t from, int64_t to,
     factors[r] = a.scale * scale_of(a.query, token, head);
   }
   for (int64_t n = 0; n < count; ++n) {
+    if (n + kAhead < count) prefetch(a.keys, from + n + kAhead, kv_head, dim);
     const float* key = unscaled(a.keys, from + n, kv_head, dim, key_row);
     if (padded == 1) {
       dot_one(queries, key, dim, scores + n);
@@ -234,6 +245,7 @@ void attend_range(const Attention& a, int64_t kv_head, int64_t from, int64_t to,
   std::fill_n(result, padded * wide, 0.f);
   for (int64_t first = 0; first < count; first += kTileKeys) {
     const int64_t keys = std::min(kTileKeys, count - first);
+    for (int64_t n = first; n < first + keys; ++n) prefetch(a.values, from + n, kv_head, dim);
     const float* values = tile;
     if (in_place) {
       values = a.values.values + value_at(a.values, from + first, kv_head);

@@ -1,4 +1,5 @@
-// Loads a .pte, runs prompts and single tokens, and prints one line of JSON: the fields of measurement.py.
+// Loads a .pte, runs prompts and single tokens, and prints one line of JSON: the fields of measurement.py. With --calibrate it
+// takes no model and measures the machine: the fields of machine_speed.py.
 //
 // Exit codes: 0 measured; 2 the command line; 3 ExecuTorch refuses the file or a call, with one line on stderr.
 #include <executorch/devtools/etdump/etdump_flatcc.h>
@@ -19,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "calibrate.h"
 #include "process_memory.h"
 #include "thread_pool.h"
 
@@ -44,6 +46,7 @@ struct Options {
   int sequences = 1;
   int warm_up = 1;
   std::vector<int64_t> affinity;
+  bool calibrate = false;
   bool weight_cache = false;
   bool in_memory = false;
   std::string packed_weights;
@@ -87,8 +90,8 @@ Options parse(int count, char** arguments) {
   Options options;
   for (int i = 1; i < count; ++i) {
     const std::string name = arguments[i];
-    if (name == "--weight-cache" || name == "--in-memory") {
-      (name == "--in-memory" ? options.in_memory : options.weight_cache) = true;
+    if (name == "--weight-cache" || name == "--in-memory" || name == "--calibrate") {
+      (name == "--calibrate" ? options.calibrate : name == "--in-memory" ? options.in_memory : options.weight_cache) = true;
       continue;
     }
     if (i + 1 == count) refuse(2, name + ": no such option, or its value is missing");
@@ -106,7 +109,8 @@ Options parse(int count, char** arguments) {
     else if (name == "--logits-values") options.logits_values = numbers(name, value)[0];
     else refuse(2, name + ": no such option");
   }
-  if (options.model.empty()) refuse(2, "--model: name a .pte file");
+  if (options.model.empty() && !options.calibrate) refuse(2, "--model: name a .pte file");
+  if (!options.model.empty() && options.calibrate) refuse(2, "--calibrate: takes no --model");
   if (options.prompt_tokens < 1) refuse(2, "--prompt-tokens: at least 1");
   if (options.threads < 1) refuse(2, "--threads: at least 1");
   if (options.packed_weights.size() >= executorch::runtime::kMaxOptionValueLength) {
@@ -251,6 +255,14 @@ int main(int count, char** arguments) {
   pin(options.affinity);  // before the pool's threads are made, which inherit it
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (!pool || !pool->_unsafe_reset_threadpool(options.threads)) refuse(3, "no thread pool");
+  if (options.calibrate) {
+    try {
+      std::printf("%s\n", mobile_export::calibrate_json("executorch " RUNNER_EXECUTORCH_VERSION ", C++").c_str());
+    } catch (const std::exception& error) {
+      refuse(3, error.what());
+    }
+    return 0;
+  }
   const std::string resident_at_start = mobile_export::resident_json();
   const bool packed_before = std::ifstream(options.packed_weights).good();
 
