@@ -8,7 +8,7 @@ quantize/    5 quantize  weights + recipe -> QuantizedWeight; one file per quant
 emit/        6 emit      spec, plan, quantized weights -> artifact; executorch/, onnx/, coreml/
 verify/      7 verify    artifact + checkpoint -> parity; one file per runtime, the Core ML interpreter
 audit/       7 audit     a finished file alone -> payloads stored twice, matrices left in float; one file per format
-measure/     8 measure   artifact -> Profile; host.py, adb.py, runner/ (C++)
+measure/     8 measure   artifact -> Profile; host.py, adb/, runner/ (C++)
 budget/      9 check     manifest + Profile + phone -> Verdict; memory.py, latency.py, phones.toml
 cli/         parse, call the steps, print; one file per verb: the only place that knows all nine
 errors.py, units.py, manifest.py   what every step may import

@@ -334,6 +334,30 @@ def test_the_rates_of_a_profile_are_of_a_model_that_is_known(check, fails, model
     assert (code, line) == (2, "--profiled: there is no profile it could belong to; give one with --profile")
 
 
+def test_what_a_profiled_phone_says_of_its_dram_counts_and_it_need_not_be_named(check, fails, model, tmp_path):
+    file = tmp_path / "profile.json"
+
+    def write(**phone):
+        told = {"phone": {"serial": "S1", "model": "Acme One", "dram_mib": 4096.0, **phone}}
+        file.write_text(json.dumps({"calibration": CALIBRATION, **told}))
+
+    def dram(name, *more):
+        asked = verdicts(check(model, "--profile", file, "--json", "--share", "50%", *more)[1])[name]["answers"]
+        (memory,) = [answer for answer in asked if answer["limit"] == "memory"]
+        return memory["allowed"][1] / 2**20
+
+    write()
+    assert dram("Acme One, as profiled", "--min-decode-rate", "1") == 2048
+    assert dram("Pixel 8", "--phone", "Pixel 8") == 2048
+    assert dram("6 GB of DRAM", "--dram", "6GB") == 3072
+    write(model=None)
+    assert dram("S1, as profiled") == 2048
+    write(dram_mib=None)
+    assert dram("Pixel 8", "--phone", "Pixel 8") == 4096
+    code, line = fails("check", model, "--profile", file)
+    assert (code, line.split(";")[0]) == (2, "check: no phone to check for")
+
+
 def test_a_profile_is_of_one_phone(fails, model, tmp_path):
     file = tmp_path / "profile.json"
     file.write_text(json.dumps({"calibration": CALIBRATION}))

@@ -178,6 +178,17 @@ def test_a_runner_of_ones_own_and_the_arithmetic_of_a_profile(folder, tmp_path):
     assert (memory.clean_at_end_mib, memory.pss_at_end_mib, memory.peak_rss_mib) == (5, 3, 40)
 
 
+def test_the_cold_start_drops_the_files_and_is_measured_without_a_warm_up(folder, tmp_path):
+    logged = tmp_path / "log"
+    runner = printing(tmp_path)
+    runner.write_text(runner.read_text().replace("cat ", f'echo "$@" >> {logged}\ncat '))
+    profiled(tmp_path / "p.json", folder, *SMALL, "--threads", "1", "--runs", "1", "--runner", str(runner))
+    warm, cold, run_ = logged.read_text().splitlines()
+    model = (folder / "model.pte").resolve()
+    assert f" --sequences 0 --warm-up 0 --logits-of 3,4,5,6,7,8,9,10 --logits-values 8 --drop {model}" in cold
+    assert [line for line in (warm, run_) if "--drop" in line] == []
+
+
 MISBEHAVIOUR = {
     "crashes": ("kill -SEGV $$", "crashed with SIGSEGV: it said nothing; pass --runner python"),
     "fails": ("echo 'first' >&2; echo 'out of luck' >&2; exit 9", "exit code 9: out of luck; "),
@@ -229,6 +240,15 @@ def test_a_runner_that_hangs_is_ended_with_what_it_started(fails, folder, tmp_pa
     raise AssertionError("what the runner started lives on")
 
 
+@pytest.mark.parametrize(
+    "said", ["running 1 tokens at 0 failed: Missing operator: [3] llama::x.out", "init: Backend Y is not available."]
+)
+def test_a_runner_that_lacks_something(fails, folder, tmp_path, said):
+    runner = script(tmp_path, f"echo '{said}' >&2; exit 3")
+    code, line = fails("profile", folder, *QUICK, "--runner", runner)
+    assert (code, line) == (4, f"{runner}: cannot run this model: {said}; name a runner that has it, or export for this one")
+
+
 def test_a_runner_whose_runtime_refuses_the_model(fails, folder, tmp_path):
     runner = script(tmp_path, "echo 'initialising forward failed with error 20' >&2; exit 3")
     code, said = fails("profile", folder, *QUICK, "--runner", runner)
@@ -260,8 +280,8 @@ def test_a_runner_that_does_not_start(fails, folder, tmp_path, make, line):
     [
         (["--threads", "0"], "--threads 0: not numbers from 1 on; write them like 1,2"),
         (["--threads", "1,many"], "--threads 1,many: not numbers from 1 on; "),
-        (["--affinity", "x"], "--affinity x: not numbers from 0 on; "),
-        ([*SMALL, "--affinity", "4096"], "--affinity 4096: no such core here; "),
+        (["--cores", "x"], "--cores x: not numbers from 0 on; "),
+        ([*SMALL, "--cores", "4096"], "--cores 4096: no such core here; "),
         (["--weights", "none"], "--weights none: no such way; write plain, cache or file"),
         (["--prompt-tokens", "60", "--new-tokens", "5"],
          f"--prompt-tokens, --new-tokens: 65 tokens, the artifact's context is {CONTEXT}; "),
@@ -335,7 +355,7 @@ def test_json_on_stdout_is_the_file(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda values: values.update(schema_version=2), "schema_version 2, this version reads 1; "),
+        (lambda values: values.update(schema_version=1), "schema_version 1, this version reads 2; "),
         (lambda values: values.update(surprise=1), "surprise: Unexpected keyword argument; "),
         (lambda values: values.pop("machine"), "machine: Field required; "),
         (lambda values: values.update(best_threads=3), "Value error, best_threads 3 was not measured; "),

@@ -89,7 +89,7 @@ def _card(checked: Checked, verdict: Verdict, help_line: str, terms: list[Term],
     return f"""<article class="{OUTCOMES[verdict.outcome]}">
 <header><h3>{escape(verdict.target.name)}</h3><span class="pill {OUTCOMES[verdict.outcome]}">{verdict.outcome}</span></header>
 <p class="need"><b>{mib(memory.needed)}</b> MiB needed, <b>{mib(memory.allowed)}</b> allowed
-of {verdict.target.dram_bytes.likely / 2**30:g} GB</p>
+of {verdict.target.dram_bytes.likely / 2**30:.3g} GB</p>
 {_bar(terms, hues, memory.needed, memory.allowed, end)}
 <ul>{"".join(lines)}</ul>{curve}
 </article>"""

@@ -15,7 +15,7 @@ import pydantic
 
 from mobile_export.budget.calibration import Calibration, ProfileCalibration, calibration_given
 from mobile_export.budget.facts import ModelFacts
-from mobile_export.budget.interval import Interval
+from mobile_export.budget.interval import Interval, exactly
 from mobile_export.budget.latency import decode_seconds, prefill_seconds
 from mobile_export.errors import InputError, UsageError
 
@@ -58,6 +58,20 @@ class ProfiledFile(pydantic.BaseModel):
     sha256: str
 
 
+class ProfiledPhone(pydantic.BaseModel):
+    """The phone it was measured on. dram_mib: what its kernel was given, less than is sold."""
+
+    model_config = IGNORED
+    serial: str
+    model: str | None
+    dram_mib: Positive | None
+
+    @property
+    def dram(self) -> Interval | None:
+        """In bytes."""
+        return None if self.dram_mib is None else exactly(self.dram_mib * 2**20)
+
+
 class ProfiledRates(pydantic.BaseModel):
     """What of profile.json says how fast a phone is: two rates of one model, or a calibration of its own."""
 
@@ -68,6 +82,7 @@ class ProfiledRates(pydantic.BaseModel):
     by_threads: list[AtThreads] = []
     best_threads: int = 0
     calibration: ProfileCalibration | None = None
+    phone: ProfiledPhone | None = None
 
     @pydantic.model_validator(mode="after")
     def _something(self) -> ProfiledRates:

@@ -163,7 +163,7 @@ def _phone_row(checked: Checked, verdict: Verdict) -> tuple[str, ...]:
     rates, energy = verdict.rates, verdict.energy
     return (
         verdict.target.name,
-        f"{verdict.target.dram_bytes.likely / 2**30:g}",
+        f"{verdict.target.dram_bytes.likely / 2**30:.3g}",
         mib(memory.needed),
         mib(memory.allowed),
         *((around(rates.decode_tokens_per_s, 0), around(rates.first_token_s, 2)) if rates else ("-", "-") if rated else ()),

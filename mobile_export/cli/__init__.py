@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +26,7 @@ from mobile_export.cli import (
     recipes,
     verify,
 )
+from mobile_export.cli.options import with_optional_values
 from mobile_export.errors import EXIT_BUG, EXIT_USAGE, EXIT_YES, MobileExportError
 
 INTERRUPTED = 130
@@ -76,14 +79,20 @@ def main() -> None:
     """Run the command line and exit with its code; `--debug` anywhere shows the traceback of an error."""
     # Before torch is imported: its OpenMP threads would spin against XNNPACK's pool and ours for the same cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _interrupted)  # as Ctrl-C: what is half done is undone
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     sys.exit(run(arguments, debug=debug))
 
 
+def _interrupted(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def run(arguments: list[str], *, debug: bool = False) -> int:
     """Run one command; errors become one line on stderr and an exit code."""
     try:
+        arguments = with_optional_values(arguments, profile.OPTIONAL)
         code: int = app(args=arguments, prog_name="mobile-export", standalone_mode=False) or EXIT_YES
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt

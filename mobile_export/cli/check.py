@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mobile_export.budget.facts import Format, ModelFacts
+    from mobile_export.budget.profiled import ProfiledRates
     from mobile_export.budget.report import Checked
     from mobile_export.budget.verdict import Limits, Target, Use
 
@@ -66,7 +67,7 @@ def check(
     ] = False,
     profile: Annotated[
         Path | None,
-        typer.Option("--profile", metavar="FILE", help="A profile of the phone: its speed.", show_default=False),
+        typer.Option("--profile", metavar="FILE", help="A profile of the phone: its speed, its DRAM.", show_default=False),
     ] = None,
     profiled: Annotated[
         Path | None,
@@ -103,7 +104,8 @@ def check(
         max_first_token_s=read_seconds("--max-ttft", max_ttft) if max_ttft else None,
         min_decode_tokens_per_s=min_decode_rate,
     )
-    targets = _targets(phone or [], read_dram(dram) if dram else None, phones_file or [])
+    rates = _rates(profile) if profile else None
+    targets = _targets(phone or [], read_dram(dram) if dram else None, phones_file or [], rates)
     timed = limits.max_first_token_s is not None or limits.min_decode_tokens_per_s is not None or battery
     if profile is None and timed and any(target.calibration is None for target in targets):
         raise UsageError("--dram", "nothing is known of the speed of an amount of DRAM", "name a --phone, or give a --profile")
@@ -112,8 +114,8 @@ def check(
     if profile is not None and len(targets) > 1:
         raise UsageError("--profile", "it is of one phone, and several are checked", "check them one by one")
     facts, title = _facts(what, recipe, schedule, kv, form, context)
-    if profile is not None:
-        targets = [_measured(targets[0], profile, what, profiled)]
+    if profile is not None and rates is not None:
+        targets = [_measured(targets[0], profile, rates, what, profiled)]
     use = Use(
         context=context,
         prompt_tokens=prompt_tokens,
@@ -130,25 +132,36 @@ def check(
     return EXIT_NO if any(verdict.outcome in failing for verdict, _ in checked.verdicts) else EXIT_YES
 
 
-def _targets(names: list[str], dram_bytes: int | None, files: list[Path]) -> list[Target]:
+def _rates(profile: Path) -> ProfiledRates:
+    from mobile_export.budget.profiled import read_rates
+
+    return read_rates(profile)
+
+
+def _targets(names: list[str], dram_bytes: int | None, files: list[Path], rates: ProfiledRates | None) -> list[Target]:
+    """The phones that are named; where none is, the one that was profiled. What that one says of its DRAM is believed."""
     from mobile_export.budget.interval import exactly
     from mobile_export.budget.phones import find_phones, read_phones
     from mobile_export.budget.verdict import Target, target_of_phone
 
+    measured = rates.phone if rates else None
     if not names and dram_bytes is None:
+        if measured and measured.dram:
+            return [Target(f"{measured.model or measured.serial}, as profiled", measured.dram)]
         raise UsageError("check", "no phone to check for", "name one with --phone (`phones` lists them), or give --dram 6GB")
     found = find_phones(names, read_phones(files)) if names or files else []
     targets = [target_of_phone(phone) for phone in found]
+    if measured and measured.dram:
+        targets = [dataclasses.replace(target, dram_bytes=measured.dram) for target in targets]
     if dram_bytes is not None:
         targets.append(Target(f"{dram_bytes / 2**30:g} GB of DRAM", exactly(dram_bytes)))
     return targets
 
 
-def _measured(target: Target, profile: Path, what: str, profiled: Path | None) -> Target:
+def _measured(target: Target, profile: Path, rates: ProfiledRates, what: str, profiled: Path | None) -> Target:
     """A target with the speed of a profile, which is of `profiled`, or of what is checked."""
-    from mobile_export.budget.profiled import USUAL, calibration_of_profile, read_rates
+    from mobile_export.budget.profiled import USUAL, calibration_of_profile
 
-    rates = read_rates(profile)
     artifact = profiled or (Path(what) if _is_artifact(what) else None)
     facts = None
     if artifact is not None and rates.calibration is None:

@@ -25,6 +25,19 @@ ScheduleOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+def with_optional_values(arguments: list[str], options: frozenset[str]) -> list[str]:
+    """A command line in which options that may stand alone are given an empty value there: typer has no such options.
+
+    >>> with_optional_values(["profile", "out", "--adb", "--ops"], frozenset({"--adb"}))
+    ['profile', 'out', '--adb=', '--ops']
+    >>> with_optional_values(["profile", "out", "--adb", "all"], frozenset({"--adb"}))
+    ['profile', 'out', '--adb', 'all']
+    """
+    following = [*arguments, "-"][1:]
+    alone = [each in options and after.startswith("-") for each, after in zip(arguments, following, strict=True)]
+    return [f"{each}=" if bare else each for each, bare in zip(arguments, alone, strict=True)]
+
+
 def percentage(option: str, text: str) -> float:
     """What an option was given, "3%" or "0.03", as 0.03.
 

@@ -1,26 +1,33 @@
-"""`mobile-export profile`: how fast an artifact loads and runs here, and what it keeps resident."""
+"""`mobile-export profile`: how fast an artifact loads and runs, here or on phones, and what it keeps resident."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mobile_export.cli.options import JsonOption, percentage
+from mobile_export.cli.profile_page import page, phones_page
 from mobile_export.cli.say import done, say, table, warn
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
 from mobile_export.units import counted
 
 if TYPE_CHECKING:
+    from mobile_export.measure.adb.phones import Phones
     from mobile_export.measure.compare import Change
-    from mobile_export.measure.profile import AtThreads, OperatorTime, Profile, Spread
+    from mobile_export.measure.profile import Profile
+    from mobile_export.measure.request import Cores, Request
 
-PNG = ".png"
 COMPARE, CALIBRATE = "compare", "calibrate"
+PNG = ".png"
+OPTIONAL = frozenset({"--adb"})  # what may stand without a value
+USUAL_REST_S = 1  # between runs on a phone
 
 
 def profile(
@@ -43,13 +50,36 @@ def profile(
             "file: mapped from a file made on the first run.",
         ),
     ] = "plain",
-    affinity: Annotated[
-        str | None, typer.Option("--affinity", help="Cores to stay on: 0,1. Default: all.", show_default=False)
-    ] = None,
+    cores: Annotated[str, typer.Option("--cores", help="To stay on: all, or 0,1; on a phone also big.")] = "all",
     runner: Annotated[
         str,
-        typer.Option("--runner", help="auto, cpp, python, or an executable. auto: C++, Python where that cannot be built."),
+        typer.Option(
+            "--runner",
+            help="auto, or an executable; here also cpp or python, on a phone bundle. "
+            "auto: cpp, or python where that cannot be built; on a phone bundle.",
+        ),
     ] = "auto",
+    adb: Annotated[
+        str | None,
+        typer.Option(
+            "--adb",
+            metavar="[SERIAL,...|all]",
+            help="Measure on an Android phone: the only one adb sees (or $ANDROID_SERIAL), those named, or all.",
+            show_default=False,
+        ),
+    ] = None,
+    adb_path: Annotated[
+        str | None,
+        typer.Option("--adb-path", help="The adb program. Default: $ADB, the SDK's, PATH, adbutils'.", show_default=False),
+    ] = None,
+    rest: Annotated[
+        float | None,
+        typer.Option("--rest", min=0, help="Seconds before each run. Default: 0, on a phone 1.", show_default=False),
+    ] = None,
+    fixed_clocks: Annotated[
+        bool, typer.Option("--fixed-clocks/--no-fixed-clocks", help="On a phone that can: clocks it holds while hot, too.")
+    ] = True,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the phone: the next push is short.")] = False,
     cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also start once with the files not in memory.")] = True,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operator of a single-token step.")] = False,
     curve: Annotated[
@@ -63,7 +93,7 @@ def profile(
     ] = "10%",
     as_json: JsonOption = False,
 ) -> int:
-    """Measure ARTIFACT on this machine: load, init, prompt and single-token rates, memory; name the best number of threads.
+    """Measure ARTIFACT, here or with --adb on phones: load, init, prompt and single-token rates, memory; find the best threads.
 
     With `compare` two profiles are held against each other; exit code 1 if the second is worse. With `calibrate` no artifact is
     run: --out is what `check --profile` predicts any model's speed from.
@@ -87,7 +117,12 @@ def profile(
         from mobile_export.measure.curve_png import check_png
 
         check_png()
-    from mobile_export.measure.host import Request, profile_artifact
+    if adb is None and (keep or adb_path is not None or not fixed_clocks):
+        option = "--keep" if keep else "--adb-path" if adb_path is not None else "--no-fixed-clocks"
+        raise UsageError(option, "is for phones", "add --adb")
+    if adb is None and runner == "bundle":
+        raise UsageError("--runner bundle", "is for phones", "add --adb, or write cpp")
+    from mobile_export.measure.request import Request
 
     request = Request(
         threads=() if threads == "auto" else _numbers("--threads", threads, least=1),
@@ -96,17 +131,56 @@ def profile(
         runs=runs,
         weights=weights,
         runner=runner,
-        affinity=() if affinity is None else _numbers("--affinity", affinity, least=0),
+        cores=_cores(cores),
         cold=cold,
         operators=ops,
         curve=curve is not None,
+        rest_s=(0 if adb is None else USUAL_REST_S) if rest is None else rest,
         timeout_s=timeout,
     )
+    if adb is not None:
+        return _on_phones(Path(artifact[0]), request, _phones(adb, adb_path, fixed_clocks, keep), out, curve, as_json)
+    from mobile_export.measure.host import profile_artifact
+
     found = profile_artifact(Path(artifact[0]), request, say, warn)
     done()
     _write(found, out, curve)
-    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else _page(found))
+    typer.echo(json.dumps(dataclasses.asdict(found)) if as_json else page(found))
     return EXIT_YES
+
+
+def _phones(adb: str, adb_path: str | None, fixed_clocks: bool, keep: bool) -> Phones:
+    from mobile_export.measure.adb.phones import ALL, Phones
+
+    serials = ALL if adb == ALL else tuple(part.strip() for part in adb.split(",") if part.strip()) or None
+    return Phones(serials, adb_path, fixed_clocks, keep)
+
+
+def _on_phones(artifact: Path, request: Request, phones: Phones, out: Path | None, curve: Path | None, as_json: bool) -> int:
+    from mobile_export.measure.adb.phones import profile_on_phones
+
+    profiles, errors = profile_on_phones(artifact, request, phones, say, warn)
+    done()
+    several = phones.several
+    if not several and errors:
+        raise errors[0]
+    for found in profiles:
+        _write(found, *((file and _of_phone(file, found) if several else file) for file in (out, curve)))
+    if as_json:
+        values = [dataclasses.asdict(found) for found in profiles]
+        typer.echo(json.dumps({"profiles": values, "errors": [str(error) for error in errors]} if several else values[0]))
+    elif profiles:
+        typer.echo(phones_page(profiles) if several else page(profiles[0]))
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return errors[0].exit_code if errors else EXIT_YES
+
+
+def _of_phone(file: Path, found: Profile) -> Path:
+    """A file beside `file`, with the phone's serial number in its name."""
+    assert found.phone
+    serial = re.sub(r"[^\w.-]", "_", found.phone.serial)
+    return file.with_name(f"{file.stem}-{serial}{file.suffix}")
 
 
 def _write(found: Profile, out: Path | None, curve: Path | None) -> None:
@@ -116,7 +190,7 @@ def _write(found: Profile, out: Path | None, curve: Path | None) -> None:
 
     contents = {out: to_json(found).encode()} if out else {}
     if curve and found.curve:
-        title = f"{found.artifact}, {_threads(found.best)}, {found.machine.cpu}"
+        title = f"{found.artifact}, {counted(found.best.threads, 'thread')}, {found.machine.cpu}"
         png = curve.suffix == PNG
         contents[curve] = curve_png(found.curve, title) if png else curve_svg(found.curve, title).encode()
     for path, content in contents.items():
@@ -132,66 +206,18 @@ def _writable(option: str, path: Path | None) -> Path | None:
     return path
 
 
+def _cores(text: str) -> Cores:
+    match text:
+        case "all" | "big":
+            return text
+    return _numbers("--cores", text, least=0)
+
+
 def _numbers(option: str, text: str, *, least: int) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdigit() and int(part) >= least for part in parts):
         raise UsageError(f"{option} {text}", f"not numbers from {least} on", "write them like 1,2")
     return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-# --- pages ---------------------------------------------------------------------------------------------------------------
-
-
-def _page(found: Profile) -> str:
-    machine, counts = found.machine, found.by_threads
-    header = ["", *map(_threads, counts)]
-    rows: list[tuple[str, Callable[[AtThreads], str]]] = [
-        ("load, ms", lambda at: _spread(at.load_s, 1e3, 1)),
-        ("init, ms", lambda at: _spread(at.init_s, 1e3, 0)),
-        ("first token, ms", lambda at: _spread(at.first_token_s, 1e3, 0)),
-        ("prefill, tokens/s", lambda at: _spread(at.prefill_tokens_per_s, 1, 0)),
-        ("decode, tokens/s", lambda at: _spread(at.decode_tokens_per_s, 1, 1)),
-        ("99 % of tokens within, ms", lambda at: _spread(at.slow_token_s, 1e3, 1)),
-        ("dirty after init, MiB", lambda at: f"{at.memory.dirty_after_init_mib:.1f}"),
-        ("dirty at the end, MiB", lambda at: f"{at.memory.dirty_at_end_mib:.1f}"),
-        ("clean at the end, MiB", lambda at: f"{at.memory.clean_at_end_mib:.1f}"),
-        ("peak RSS of the process, MiB", lambda at: f"{at.memory.peak_rss_mib:.1f}"),
-    ]
-    lines = [
-        f"{found.artifact}: {found.runtime}, weights {found.weights}, prompt {found.prompt_tokens}, "
-        f"{found.new_tokens} new tokens; median (least to largest) of {found.runs} runs",
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_mib:.0f} MiB; {machine.system}",
-        "",
-        table(header, [[title, *(value(at) for at in counts)] for title, value in rows]),
-        "",
-    ]
-    if found.cold:
-        lines.append(
-            f"cold start  load {1e3 * found.cold.load_s:.1f} ms, init {1e3 * found.cold.init_s:.0f} ms, "
-            f"first token {1e3 * found.cold.first_token_s:.0f} ms"
-        )
-    if len(counts) > 1:
-        lines.append(f"best        {_threads(found.best)}, {found.best.decode_tokens_per_s.median:.1f} tokens/s decode")
-    if found.operators:
-        lines += ["", _operators(found.operators)]
-    return "\n".join(lines).rstrip()
-
-
-def _threads(at: AtThreads) -> str:
-    return counted(at.threads, "thread")
-
-
-def _operators(operators: Sequence[OperatorTime]) -> str:
-    rows = [
-        (line.name, "delegate" if line.delegate else "", f"{line.calls}", f"{line.milliseconds:.3f}", f"{100 * line.share:.1f}")
-        for line in operators
-    ]
-    return table(("operator", "", "calls", "ms a token", "%"), rows, left=2)
-
-
-def _spread(values: Spread, factor: float, digits: int) -> str:
-    median, least, largest = (f"{factor * value:,.{digits}f}" for value in (values.median, values.least, values.largest))
-    return f"{median} ({least} to {largest})"
 
 
 # --- compare -------------------------------------------------------------------------------------------------------------

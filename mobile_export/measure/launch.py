@@ -1,9 +1,13 @@
-"""Runs a runner in a process of its own and reads what it measured. Whatever goes wrong there is one line here."""
+"""Runs a runner in a process of its own and reads what it measured. Whatever goes wrong there is one line here.
+
+What an exit code and the output mean is the same on a phone: `read_result` judges them for both.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -14,6 +18,8 @@ from mobile_export.errors import InputError, MissingTool, UsageError
 from mobile_export.measure.measurement import MEASUREMENT, Job, Measurement
 
 REFUSED = 3  # what a runner exits with when the runtime refuses the model
+REPORT = "report it with --debug"
+LACKS = re.compile(r"Missing operator|operators? missing|[Bb]ackend \S+ is not (available|registered)")  # ExecuTorch's words
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -51,15 +57,29 @@ def launch(command: Sequence[str], job: Job, *, timeout_s: float) -> Measurement
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()  # not for its output: what left its group may hold the pipes for ever
+    return read_result(runner, str(job.model), process.returncode, out, err, then=f"pass --runner python, and {REPORT}")
+
+
+def read_result(runner: str, model: str, code: int, out: bytes, err: bytes, *, then: str = REPORT) -> Measurement:
+    """What a runner that ended measured.
+
+    Args:
+        code: its exit code; negative: of the signal that ended it, as subprocess has it.
+        then: what to do where it crashed.
+    Raises:
+        InputError, MissingTool: as `launch`.
+    """
     last = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:300]
-    if process.returncode == REFUSED:
-        raise InputError(str(job.model), f"the runtime refuses it: {last}", "export it again, with the same versions")
-    if process.returncode in KILLED:
+    if code == REFUSED and LACKS.search(last):
+        raise MissingTool(runner, f"cannot run this model: {last}", "name a runner that has it, or export for this one")
+    if code == REFUSED:
+        raise InputError(model, f"the runtime refuses it: {last}", "export it again, with the same versions")
+    if code in KILLED:
         then = "free some memory, or export with a shorter --max-context"
         raise MissingTool(runner, "was killed, as a system does that runs out of memory", then)
-    if process.returncode:
-        how = f"crashed with {_signal(process.returncode)}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise MissingTool(runner, f"{how}: {last}", "pass --runner python, and report it with --debug")
+    if code:
+        how = f"crashed with {_signal(code)}" if code < 0 else f"exit code {code}"
+        raise MissingTool(runner, f"{how}: {last}", then)
     return _read(runner, out)
 
 

@@ -21,7 +21,8 @@ class Job:
     sequences: measured ones; warm_up come before them. affinity: cores, by number; none given: all.
     weight_cache: XNNPACK packs equal weights once. packed_weights: a file for packed weights, made where it is not there.
     etdump: a file for ExecuTorch's trace of the last sequence's single tokens.
-    logits_of: tokens whose last logits are to be told.
+    logits_of: tokens whose last logits are to be told; logits_values: how many of them.
+    drop: files to drop from the page cache first, as far as the system does when asked.
     """
 
     model: Path
@@ -35,6 +36,8 @@ class Job:
     packed_weights: Path | None = None
     etdump: Path | None = None
     logits_of: tuple[int, ...] = ()
+    logits_values: int = 8
+    drop: tuple[Path, ...] = ()
 
     def arguments(self) -> list[str]:
         """The command line of a runner."""
@@ -49,8 +52,10 @@ class Job:
             "--packed-weights": str(self.packed_weights or ""),
             "--etdump": str(self.etdump or ""),
             "--logits-of": ",".join(map(str, self.logits_of)),
+            "--logits-values": str(self.logits_values) if self.logits_of else "",
         }
         given = [part for name, value in options.items() if value for part in (name, value)]
+        given += [part for path in self.drop for part in ("--drop", str(path))]
         return given + (["--weight-cache"] if self.weight_cache else [])
 
 

@@ -1,10 +1,11 @@
-"""What the kernel says this process keeps resident (proc(5))."""
+"""What the kernel says this process keeps resident (proc(5)), and what it keeps of files."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import os
 from pathlib import Path
 
 from mobile_export.measure.measurement import Resident
@@ -19,6 +20,13 @@ def forget_imports() -> None:
     ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):  # where the kernel does not let us, the peak includes the imports'
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def drop_from_page_cache(path: Path) -> None:
+    """Ask the kernel to keep nothing of a file in memory."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # pages not yet written are not dropped
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def resident() -> Resident:

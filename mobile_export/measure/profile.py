@@ -14,8 +14,9 @@ from pydantic.dataclasses import dataclass
 from mobile_export.errors import InputError
 from mobile_export.manifest import FileDigest
 from mobile_export.measure.measurement import STRICT, Logits
+from mobile_export.measure.phone import Agreement, Conditions, Phone
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,12 +30,12 @@ class Spread:
 
 @dataclass(frozen=True, config=STRICT)
 class Machine:
-    """Where it was measured. memory_mib: DRAM the system sees."""
+    """Where it was measured. memory_mib: DRAM the system sees; None where a phone does not tell."""
 
     system: str
     cpu: str
     cores: int
-    memory_mib: float
+    memory_mib: float | None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -112,6 +113,7 @@ class Profile:
     runtime: what ran it, and which runner. weights: "packed at load", "weight cache" or "packed file".
     best_threads: of by_threads, the fastest at decode. operators, curve: where they were asked for.
     logits: at the best number of threads, of tokens that are always the same: what another machine must also give.
+    phone, conditions, agreement: where it was measured on a phone.
     """
 
     schema_version: int
@@ -132,6 +134,9 @@ class Profile:
     operators: list[OperatorTime] | None
     curve: list[CurvePoint] | None
     logits: Logits | None
+    phone: Phone | None = None
+    conditions: Conditions | None = None
+    agreement: Agreement | None = None
 
     def __post_init__(self) -> None:
         if self.best_threads not in [each.threads for each in self.by_threads]:

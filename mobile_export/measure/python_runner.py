@@ -19,10 +19,9 @@ from typing import Protocol
 from mobile_export.errors import MobileExportError
 from mobile_export.measure.launch import REFUSED
 from mobile_export.measure.measurement import Job, Logits, Measurement
-from mobile_export.measure.process_memory import forget_imports, peak_rss_kib, resident
+from mobile_export.measure.process_memory import drop_from_page_cache, forget_imports, peak_rss_kib, resident
 
 FIRST_TOKEN = 3  # prompts count up from here: fixed tokens, no sampling in the time
-LOGITS_VALUES = 8
 
 
 class Model(Protocol):
@@ -56,6 +55,8 @@ def run_runner(load: Callable[[Job], Model]) -> None:
 
 
 def _measure(job: Job, load: Callable[[Job], Model]) -> Measurement:
+    for path in job.drop:
+        drop_from_page_cache(path)
     forget_imports()
     at_start = resident()
     began = time.perf_counter()
@@ -97,7 +98,7 @@ def _measure(job: Job, load: Callable[[Job], Model]) -> Measurement:
         after_init=after_init,
         at_end=at_end,
         peak_rss_kib=peak,
-        logits=_logits(model, list(job.logits_of)) if job.logits_of else None,
+        logits=_logits(model, list(job.logits_of), job.logits_values) if job.logits_of else None,
     )
 
 
@@ -115,9 +116,9 @@ def _read(model: Model, tokens: list[int]) -> Sequence[float]:
     return logits
 
 
-def _logits(model: Model, tokens: list[int]) -> Logits:
+def _logits(model: Model, tokens: list[int], count: int) -> Logits:
     values = [float(value) for value in _read(model, tokens)]
-    return Logits(tokens, len(values), max(range(len(values)), key=values.__getitem__), sum(values), values[:LOGITS_VALUES])
+    return Logits(tokens, len(values), max(range(len(values)), key=values.__getitem__), sum(values), values[:count])
 
 
 def _parse() -> Job:
@@ -128,6 +129,8 @@ def _parse() -> Job:
     parser.add_argument("--model", type=Path, required=True)
     for name, default in (("threads", 1), ("prompt-tokens", 128), ("new-tokens", 64), ("sequences", 1), ("warm-up", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--logits-values", type=int, default=8)
+    parser.add_argument("--drop", type=Path, action="append", default=[])
     for name in ("affinity", "logits-of"):
         parser.add_argument(f"--{name}", type=numbers, default=())
     return Job(**vars(parser.parse_args()))

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from mobile_export.errors import MissingTool
+from mobile_export.measure.adb.client import find_adb
 from mobile_export.measure.bundle import COMPILER, THEN
 
 
@@ -98,13 +99,10 @@ def _program(name: str, wanted: str | None = None, path: Callable[[], str | None
 
 
 def _adb() -> str | None:
-    """adb on the path, or the one adbutils carries."""
-    carried = next((str(file.locate()) for file in _files("adbutils") if Path(file).name == "adb"), None)
-    return shutil.which("adb") or carried
-
-
-def _files(name: str) -> list[importlib.metadata.PackagePath]:
-    return [] if _installed(name) is None else list(importlib.metadata.files(name) or [])
+    try:
+        return str(find_adb())
+    except MissingTool:
+        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

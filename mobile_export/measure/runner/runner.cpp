@@ -8,7 +8,9 @@
 #include <executorch/runtime/backend/interface.h>
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
+#include <fcntl.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -53,6 +55,7 @@ struct Options {
   std::string etdump;
   std::vector<int64_t> logits_of;
   int64_t logits_values = 8;
+  std::vector<std::string> drop;
 
   bool cached() const { return weight_cache || !packed_weights.empty(); }
 };
@@ -107,6 +110,7 @@ Options parse(int count, char** arguments) {
     else if (name == "--etdump") options.etdump = value;
     else if (name == "--logits-of") options.logits_of = numbers(name, value);
     else if (name == "--logits-values") options.logits_values = numbers(name, value)[0];
+    else if (name == "--drop") options.drop.push_back(value);
     else refuse(2, name + ": no such option");
   }
   if (options.model.empty() && !options.calibrate) refuse(2, "--model: name a .pte file");
@@ -246,12 +250,22 @@ void pin(const std::vector<int64_t>& cores) {
   if (sched_setaffinity(0, sizeof set, &set) != 0) refuse(2, "--affinity: these cores cannot be had");
 }
 
+// Asks the kernel to keep nothing of a file in memory.
+void drop_from_page_cache(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) refuse(3, path + ": cannot be opened");
+  fsync(file);  // pages not yet written are not dropped
+  posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+  close(file);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   executorch::runtime::register_pal(executorch::runtime::PalImpl::create(keep_first_complaint, __FILE__));
   executorch::runtime::runtime_init();
   const Options options = parse(count, arguments);
+  for (const std::string& path : options.drop) drop_from_page_cache(path);
   pin(options.affinity);  // before the pool's threads are made, which inherit it
   auto* pool = executorch::extension::threadpool::get_threadpool();
   if (!pool || !pool->_unsafe_reset_threadpool(options.threads)) refuse(3, "no thread pool");
