@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mobile_export.quantize.weights import ModelWeights
     from mobile_export.verify.quality import Quality
+    from mobile_export.verify.zero_shot import ZeroShot
 
 WINDOW = 512  # tokens read at a stretch, unless the context is shorter
 CHUNK = 128  # tokens in one call, where a model gives the logits of all
@@ -27,7 +28,19 @@ CHUNK = 128  # tokens in one call, where a model gives the logits of all
 
 def evaluate(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder, or the file in it.")],
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text, or JSON lines with a text each under the key 'text'.")],
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="UTF-8 text, or JSON lines with a text each under the key 'text'.", show_default=False),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,...",
+            help="lm-eval's tasks, a task's .yaml file, or paper: the eight of MobileLLM's.",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="CHECKPOINT", help="The float checkpoint to compare with.")
     ] = None,
@@ -38,30 +51,62 @@ def evaluate(
     max_kl: Annotated[
         float | None, typer.Option("--max-kl", min=0, help="Exit code 1 above it, in nats.", show_default=False)
     ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions of a task.", show_default=False)] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option("--max-accuracy-drop", min=0, help="Exit code 1 above it, in points, e.g. 0.5.", show_default=False),
+    ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Measure ARTIFACT in its runtime over a text: perplexity, and against CHECKPOINT its increase, KL and agreement.
+    """Measure ARTIFACT in its runtime, and against CHECKPOINT what was lost.
 
-    A Core ML package is run by our interpreter, which is slow: begin with few --tokens.
+    Over a text: perplexity, its increase, KL divergence and agreement. On tasks: accuracy (needs the extra `eval`; data
+    sets are taken from this machine). A Core ML package is run by our interpreter, which is slow: begin with few --tokens,
+    a small --limit.
 
     Example: mobile-export eval out --text notes.txt --against smollm2-135m --max-perplexity-increase 3%
     """
     option = "--max-perplexity-increase"
-    limit = None if max_perplexity_increase is None else percentage(option, max_perplexity_increase)
-    if against is None and (limit is not None or max_kl is not None):
-        raise UsageError("--max-perplexity-increase, --max-kl", "compare with a checkpoint", "add --against CHECKPOINT")
-    manifest = read_manifest(artifact)
-    folder = folder_of(artifact)
+    increase = None if max_perplexity_increase is None else percentage(option, max_perplexity_increase)
+    gates = {"--max-perplexity-increase": max_perplexity_increase, "--max-kl": max_kl}
+    of_tasks = {"--limit": limit, "--max-accuracy-drop": max_accuracy_drop}
+    _check_question(text, tasks, gates, of_tasks)
+    unmeasured = [option for option, value in {**gates, **of_tasks}.items() if value is not None and option != "--limit"]
+    if against is None and unmeasured:
+        raise UsageError(", ".join(unmeasured), "compare with a checkpoint", "add --against CHECKPOINT")
+    manifest, folder = read_manifest(artifact), folder_of(artifact)
+    if tasks is not None:
+        from mobile_export.cli import zero_shot
+
+        with without_noise():
+            scores = zero_shot.measure_tasks(folder, manifest, tasks, against, limit)
+        broken = zero_shot.lost_more(scores, max_accuracy_drop)
+        return _tell(scores, broken, as_json, lambda: zero_shot.page(scores, folder / manifest.file, against, broken))
+    assert text is not None, "one of the two was asked for"
     held = _read_text(text)
     with without_noise():
         say("loading")
         found = _measure(folder, manifest, held, against, tokens)
+    broken = _broken(found, increase, max_kl)
+    return _tell(found, broken, as_json, lambda: _page(found, folder / manifest.file, text, broken))
+
+
+def _check_question(
+    text: Path | None, tasks: str | None, of_text: Mapping[str, object], of_tasks: Mapping[str, object]
+) -> None:
+    """Refuse what is neither of the two questions, and an option of the other one."""
+    if (text is None) == (tasks is None):
+        raise UsageError("--text, --tasks", "one of them says what to measure", "give --text FILE or --tasks NAME,...")
+    asked, foreign = ("--tasks", of_text) if tasks is not None else ("--text", of_tasks)
+    strays = [option for option, value in foreign.items() if value is not None]
+    if strays:
+        raise UsageError(strays[0], f"does not go with {asked}", "leave it out")
+
+
+def _tell(found: Quality | ZeroShot, broken: list[str], as_json: bool, page: Callable[[], str]) -> int:
+    """Print the figures, and say by the exit code whether every limit holds."""
     done()
-    broken = _broken(found, limit, max_kl)
-    if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(found), "passed": not broken}))
-    else:
-        typer.echo(_page(found, folder / manifest.file, text, broken))
+    typer.echo(json.dumps({**dataclasses.asdict(found), "passed": not broken}) if as_json else page())
     return EXIT_NO if broken else EXIT_YES
 
 
@@ -88,12 +133,12 @@ def _logits(folder: Path, manifest: Manifest) -> Callable[[list[int]], torch.Ten
     import torch
 
     from mobile_export.cli.verify import runtime_of
+    from mobile_export.verify.continuations import gives_all_logits
     from mobile_export.verify.coreml_runtime import CoreMlRuntime
     from mobile_export.verify.onnx_runtime import OnnxRuntime
 
     runtime = runtime_of(folder / manifest.file, manifest)
-    all_at_once = (manifest.onnx and manifest.onnx.all_logits) or (manifest.coreml and manifest.coreml.layout == "stock")
-    if all_at_once and isinstance(runtime, OnnxRuntime | CoreMlRuntime):
+    if gives_all_logits(manifest) and isinstance(runtime, OnnxRuntime | CoreMlRuntime):
         chunks = runtime.logits
         return lambda window: torch.cat([chunks(window[at : at + CHUNK], at) for at in range(0, len(window), CHUNK)])
     return lambda window: torch.stack([runtime.step([token], at) for at, token in enumerate(window)])

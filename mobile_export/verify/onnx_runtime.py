@@ -16,7 +16,10 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int
 
 
 class OnnxRuntime:
-    """A loaded model.onnx and its KV cache. A sequence begins wherever `step` is called with start 0."""
+    """A loaded model.onnx and its KV cache. A sequence begins wherever `step` is called with start 0.
+
+    Where nothing but keys and values is kept, `step` may also go back to an earlier position; what followed is forgotten.
+    """
 
     def __init__(self, path: Path, minimum: str, threads: int = 1, *, float_activations: bool = False) -> None:
         """Load and initialise.
@@ -49,7 +52,7 @@ class OnnxRuntime:
         self._cache: list[np.ndarray] = []
 
     def step(self, tokens: list[int], start: int) -> torch.Tensor:
-        """Logits float32 [vocab] of the last of `tokens`, which follow `start` positions: all that were run since 0.
+        """Logits float32 [vocab] of the last of `tokens`, which follow `start` positions of those that were run since 0.
 
         Raises:
             InputError: the runtime refuses the call.
@@ -67,7 +70,7 @@ class OnnxRuntime:
         feed = {
             TOKENS: np.array([tokens], np.int64),
             **({MASK: np.ones((1, start + len(tokens)), np.int64)} if self.masked else {}),
-            **{value.name: array for value, array in zip(self.kept, self._cache, strict=True)},
+            **{value.name: _first_rows(value, array, start) for value, array in zip(self.kept, self._cache, strict=True)},
         }
         try:
             logits, *self._cache = self.session.run(None, feed)
@@ -80,6 +83,11 @@ class OnnxRuntime:
 def _before_anything(value: onnxruntime.NodeArg) -> np.ndarray:
     """What the model keeps of no text: no rows of a cache that grows, zeros in a state of fixed size."""
     return np.zeros([1, *(size if isinstance(size, int) else 0 for size in value.shape[1:])], TYPES[value.type])
+
+
+def _first_rows(value: onnxruntime.NodeArg, kept: np.ndarray, rows: int) -> np.ndarray:
+    """The first rows of a cache that grows; a state of fixed size as it is."""
+    return kept[tuple(slice(None) if isinstance(size, int) else slice(rows) for size in (1, *value.shape[1:]))]
 
 
 def check_version(path: Path, minimum: str) -> None:
