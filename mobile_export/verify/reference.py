@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,13 +19,14 @@ from mobile_export.emit.onnx.blocks import block_size
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.attention import PlainAttention
 from mobile_export.model.attention_rule import AttentionRule, attention_rules
-from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, Decoder, FeedForward, Head
-from mobile_export.model.entry import Entry, has_entry
+from mobile_export.model.decoder import Block, Decoder
 from mobile_export.model.rotary import RotaryTables
-from mobile_export.model.rwkv import RwkvBlock, RwkvDecoder, RwkvHead
-from mobile_export.model.short_conv import PlainColumns, ShortConv
+from mobile_export.model.rwkv import RwkvDecoder
+from mobile_export.model.short_conv import PlainColumns
+from mobile_export.quantize import pieces
 from mobile_export.quantize.matrix_plan import MatrixPlan
-from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
+from mobile_export.quantize.pieces import Linears, Tables, float_linears, float_tables
+from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.quantized_linear import (
     Activations,
@@ -72,23 +74,20 @@ def reference_decoder(weights: ModelWeights, context: int, arithmetic: Arithmeti
     It holds a byte a quantized parameter, and four a float32 one.
     """
     spec, plan = weights.recognised.decoder, weights.plan
-    blocks = [_block(weights, number, arithmetic) for number in range(len(plan.blocks))]
-    with torch.device("meta"):
-        head = Head(spec)
-    _fill(head, weights, "head.", arithmetic)
+    linears, tables = _linears(weights, arithmetic), _tables(weights)
     rules = attention_rules(spec, plan.blocks, plan.schedule)
     quantized_cache = weights.recipe.kv.dtype == "int8"
     return Decoder(
         spec,
         plan.schedule,
         context,
-        embedding=_table(weights, EMBEDDING),
-        entry=_entry(weights, arithmetic) if has_entry(spec) else None,
-        blocks=blocks,
+        embedding=tables(EMBEDDING),
+        entry=pieces.entry(weights, linears, tables),
+        blocks=[cast("Block", pieces.stored_block(weights, number, linears)) for number in range(len(plan.blocks))],
         rotary=[RotaryTables(rope, context) for rope in spec.ropes],
         attend=arithmetic.int8_cache(rules) if quantized_cache else PlainAttention(rules),
         remember=PlainColumns(spec) if spec.conv_kernel else None,
-        head=head,
+        head=pieces.head(weights, linears),
     ).eval()
 
 
@@ -108,16 +107,15 @@ def reference_rwkv(weights: ModelWeights, arithmetic: Arithmetic = EXECUTORCH) -
     """reference_decoder for RWKV."""
     spec = weights.recognised.spec
     assert isinstance(spec, RwkvSpec)
-    with torch.device("meta"):
-        blocks = [RwkvBlock(spec) for _ in weights.plan.blocks]
-        entry, head = nn.ModuleDict({"norm": nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)}), RwkvHead(spec)
-    for number, block in enumerate(blocks):
-        _fill(block, weights, f"blocks.{number}.", arithmetic)
-    _fill(entry, weights, "embedding.", arithmetic)
-    _fill(head, weights, "head.", arithmetic)
-    embedding = _table(weights, EMBEDDING)
-    model = RwkvDecoder(spec, weights.plan.schedule, embedding=embedding, norm=entry["norm"], blocks=blocks, head=head)
-    return model.eval()
+    linears = _linears(weights, arithmetic)
+    return RwkvDecoder(
+        spec,
+        weights.plan.schedule,
+        embedding=_tables(weights)(EMBEDDING),
+        norm=pieces.rwkv_norm(weights, spec),
+        blocks=[pieces.stored_block(weights, number, linears) for number in range(len(weights.plan.blocks))],
+        head=pieces.head(weights, linears),
+    ).eval()
 
 
 def reference_model(weights: ModelWeights, context: int, arithmetic: Arithmetic = EXECUTORCH) -> Reference:
@@ -126,47 +124,24 @@ def reference_model(weights: ModelWeights, context: int, arithmetic: Arithmetic 
     return reference_rwkv(weights, arithmetic) if recurrent else reference_decoder(weights, context, arithmetic)
 
 
-def _block(weights: ModelWeights, number: int, arithmetic: Arithmetic) -> Block | ConvBlock:
-    spec = weights.recognised.decoder
-    kind = spec.blocks[weights.plan.blocks[number]]
-    block: Block | ConvBlock
-    with torch.device("meta"):
-        ffn = FeedForward(spec, kind)
-        block = ConvBlock(ShortConv(spec), ffn) if kind.mixer == "conv" else Block(AttentionInput(spec, kind), ffn, kind.rope)
-    _fill(block, weights, f"blocks.{number}.", arithmetic)
-    return block
+def _linears(weights: ModelWeights, arithmetic: Arithmetic) -> Linears:
+    """Linears over the recipe's codes, and float32 ones where it keeps a matrix in float32."""
+    plain = float_linears(weights)
+
+    def linear(name: str, bias: torch.Tensor | None) -> nn.Module:
+        matrix = weights.matrices[name]
+        if matrix.precision.bits == 32:
+            return plain(name, bias)
+        return DynamicInt8Linear(weights.quantized(name), bias, arithmetic.activations(matrix))
+
+    return linear
 
 
-def _entry(weights: ModelWeights, arithmetic: Arithmetic) -> Entry:
-    with torch.device("meta"):
-        entry = Entry(weights.recognised.decoder)
-    if entry.positions is not None:
-        entry.positions = _table(weights, POSITIONS)
-    _fill(entry, weights, "embedding.", arithmetic)
-    return entry
-
-
-def _fill(piece: nn.Module, weights: ModelWeights, prefix: str, arithmetic: Arithmetic) -> None:
-    """Give every place in a piece its weight: norms and biases as they are, matrices at the recipe's precision."""
-    for name, module in list(piece.named_modules()):
-        for parameter, empty in list(module.named_parameters(recurse=False)):
-            if not empty.is_meta:
-                continue  # the position table, which is no part of the entry by name
-            source = weights.source_of(f"{prefix}{name}.{parameter}")
-            matrix = weights.matrices.get(source)
-            if matrix is None or matrix.precision.bits == 32:
-                value = weights.float32(source)
-                setattr(module, parameter, nn.Parameter(value, requires_grad=False))
-        if isinstance(module, nn.Linear) and module.weight.is_meta:
-            source = weights.source_of(f"{prefix}{name}.weight")
-            activations = arithmetic.activations(weights.matrices[source])
-            piece.set_submodule(name, DynamicInt8Linear(weights.quantized(source), module.bias, activations))
-
-
-def _table(weights: ModelWeights, name: str) -> nn.Module:
-    if weights.matrices[name].precision.bits == 32:
-        return nn.Embedding.from_pretrained(weights.float32(name))
-    return QuantizedEmbedding(weights.quantized(name))
+def _tables(weights: ModelWeights) -> Tables:
+    plain = float_tables(weights)
+    return lambda name: (
+        plain(name) if weights.matrices[name].precision.bits == 32 else QuantizedEmbedding(weights.quantized(name))
+    )
 
 
 def reference_logits(decoder: Reference, tokens: list[int]) -> torch.Tensor:
