@@ -144,6 +144,22 @@ def test_a_bundle_is_made_once_and_again_where_a_file_was_changed(cache):
     assert left_in(cache) == {first.folder.name, "wheels"}
 
 
+@needs_arm64
+def test_a_bundle_another_process_made_meanwhile_is_left_alone(cache, monkeypatch):
+    made = arm64_bundle(lambda _: None)
+    elsewhere, assemble = cache / "elsewhere", bundle._assemble
+    made.folder.rename(elsewhere)
+
+    def meanwhile(program: Path, tools: build.Toolchain, folder: Path) -> None:
+        assemble(program, tools, folder)
+        elsewhere.rename(made.folder)
+
+    monkeypatch.setattr(bundle, "_assemble", meanwhile)
+    before = (elsewhere / "runner").stat().st_ino
+    assert arm64_bundle(lambda _: None) == made
+    assert (made.folder / "runner").stat().st_ino == before
+
+
 def test_a_wheel_of_the_pinned_executorch_is_known():
     pinned = re.search(r"^executorch==(.*)$", (Path(__file__).parents[1] / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
@@ -221,6 +237,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(cache, tmp_path, monkeypatc
 def test_an_interrupted_build_leaves_nothing_behind(cache, monkeypatch):
     (arm64_bundle(lambda _: None).folder / "libm.so.6").unlink()
     before = left_in(cache)
+    (cache / ".building-999999999-killed/build").mkdir(parents=True)
 
     def interrupt(*_: object) -> None:
         assert left_in(cache) > before

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from arm64 import caller_bundle, emulated, needs_arm64
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  the reference
 from runner_operators import call, needs_compiler
+
+from mobile_export.measure import build
+from mobile_export.measure.bundle import COMPILER
 
 pytestmark = needs_compiler
 
@@ -229,3 +237,25 @@ def test_update_cache_with_indices_refuses_positions_beyond_the_cache(index):
     value, cache = torch.zeros(1, 1, 3, 16), torch.zeros(1, CONTEXT, 3, 16)
     indices = torch.tensor([[index]])
     assert call("llama::update_cache_with_indices.out", value, cache, 0, indices, torch.empty(1), result=1) == REFUSED
+
+
+# --- what a phone's speed depends on ---------------------------------------------------------------------------------------
+
+
+@needs_arm64
+def test_every_simd_loop_is_vectorized_for_arm64(tmp_path):
+    """GCC says which loops it vectorized; the wheel's headers are not needed for its opinion, so the host's do."""
+    tools = build.host_toolchain()
+    settings = ["CMAKE_SYSTEM_NAME=Linux", "RUNNER_ARCH=", f"CMAKE_CXX_COMPILER={COMPILER}", "CMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    configure = [tools.cmake, "-S", build.SOURCES, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={tools.executorch}"]
+    subprocess.run([*configure, *(f"-D{setting}" for setting in settings)], check=True, capture_output=True)
+    commands = {
+        Path(each["file"]).name: each["command"] for each in json.loads((tmp_path / "compile_commands.json").read_text())
+    }
+    compile_it = [*shlex.split(commands["attention.cpp"]), "-fopt-info-vec-optimized", "-o", "/dev/null"]
+    said = subprocess.run(compile_it, cwd=tmp_path, check=True, capture_output=True, text=True).stderr
+    vectorized = {int(line) for line in re.findall(r"attention\.cpp:(\d+):\d+: optimized: *loop vectorized using 16", said)}
+    source = (build.SOURCES / "attention.cpp").read_text().splitlines()
+    loops = [number for number, line in enumerate(source, 1) if line.startswith("#pragma omp simd")]
+    assert len(loops) >= 5
+    assert [number for number in loops if not vectorized & {number, number + 1, number + 2}] == []

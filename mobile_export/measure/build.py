@@ -21,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from mobile_export.errors import MissingTool
 
 SOURCES = Path(__file__).parent / "runner"
@@ -134,7 +136,10 @@ def room_in_cache() -> Iterator[Path]:
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as room:
+        for left in cache.glob(".building-*-*"):
+            if not psutil.pid_exists(int(left.name.split("-")[1])):  # killed
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=f".building-{os.getpid()}-", dir=cache) as room:
             yield Path(room)
     except OSError as error:
         then = "free some, or name another folder in XDG_CACHE_HOME"

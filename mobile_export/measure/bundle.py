@@ -86,9 +86,10 @@ def build_bundle(sources: Path, target: str, say: Callable[[str], None], **defin
             say(f"building the {target} for arm64, once")
             program = compile_program(tools, sources, target, room / "build", definitions)
             _assemble(program, tools, room / "bundle")
-            if made.exists():
-                made.rename(room / "damaged")
-            (room / "bundle").rename(made)  # at once: another process may be about to push it
+            if _whole(made, target) is None:  # else another process was faster, and may be using it
+                if made.exists():
+                    made.rename(room / "damaged")
+                (room / "bundle").rename(made)
         bundle = _whole(made, target)
         assert bundle, f"{made}: not what was written there"
     return bundle

@@ -30,7 +30,12 @@ constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kTileRows = 4;                        // of a matrix product: accumulators stay in registers
-constexpr int64_t kTileColumns = 2 * kLanes;            // likewise
+#if defined(__aarch64__)
+constexpr int kTileLanes = 4;  // 16 accumulators of 32 registers: each value loaded is used four times, and so is each factor
+#else
+constexpr int kTileLanes = 2;
+#endif
+constexpr int64_t kTileColumns = kTileLanes * kLanes;   // likewise
 constexpr int64_t kBlockRows = 192;                     // a copied tile serves so many rows
 constexpr int64_t kSerialProducts = 48 * 1024;          // less than this takes no longer than waking a thread
 constexpr int64_t kLeastKeys = 32;                      // of a range that is a unit of work
@@ -120,23 +125,21 @@ void multiply(
     const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t depth,
     int64_t columns) {
   for (int64_t column = 0; column < columns; column += kTileColumns) {
-    Lanes sum[kRows][2] = {};
+    Lanes sum[kRows][kTileLanes] = {};
     for (int64_t k = 0; k < depth; ++k) {
-      const Lanes low = *reinterpret_cast<const Lanes*>(b + k * b_stride + column);
-      const Lanes high = *reinterpret_cast<const Lanes*>(b + k * b_stride + column + kLanes);
+      const Lanes* row = reinterpret_cast<const Lanes*>(b + k * b_stride + column);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
         const float factor = a[r * a_stride + k];
-        sum[r][0] += low * factor;
-        sum[r][1] += high * factor;
+#pragma GCC unroll 4
+        for (int lanes = 0; lanes < kTileLanes; ++lanes) sum[r][lanes] += row[lanes] * factor;
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      Lanes* low = reinterpret_cast<Lanes*>(c + r * c_stride + column);
-      Lanes* high = reinterpret_cast<Lanes*>(c + r * c_stride + column + kLanes);
-      *low = kAdd ? *low + sum[r][0] : sum[r][0];
-      *high = kAdd ? *high + sum[r][1] : sum[r][1];
+      Lanes* row = reinterpret_cast<Lanes*>(c + r * c_stride + column);
+#pragma GCC unroll 4
+      for (int lanes = 0; lanes < kTileLanes; ++lanes) row[lanes] = kAdd ? row[lanes] + sum[r][lanes] : sum[r][lanes];
     }
   }
 }
