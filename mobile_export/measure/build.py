@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
 
 SOURCES = Path(__file__).parent / "runner"
@@ -78,11 +79,6 @@ def build(sources: Path, target: str, **definitions: str) -> Path:
             _compile(tools, sources, target, Path(room), definitions)
             (Path(room) / target).replace(made)  # at once: another process may be about to run it
     return made
-
-
-def cache_folder() -> Path:
-    """Where runners and packed weights are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobile-export"
 
 
 @functools.cache

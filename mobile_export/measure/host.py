@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mobile_export import __version__
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool, UsageError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
 from mobile_export.measure import build
@@ -172,7 +173,7 @@ def _runner(request: Request, manifest: Manifest, say: Callable[[str], None], wa
 def _packed_weights(model: FileDigest) -> Path:
     """Where packed weights are kept: they belong to one model, one runtime and one CPU."""
     belongs = f"{model.sha256}\0{importlib.metadata.version('executorch')}\0{build.cpu()}"
-    folder = build.cache_folder() / "packed"
+    folder = cache_folder() / "packed"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{hashlib.sha256(belongs.encode()).hexdigest()[:16]}.xnnpack"
 
