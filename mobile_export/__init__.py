@@ -11,7 +11,7 @@ audit/       7 audit     a finished file alone -> payloads stored twice, matrice
 measure/     8 measure   artifact -> Profile; host.py, adb/, runner/ (C++)
 budget/      9 check     manifest + Profile + phone -> Verdict; memory.py, latency.py, phones.toml
 cli/         parse, call the steps, print; one file per verb: the only place that knows all nine
-errors.py, units.py, manifest.py   what every step may import
+errors.py, units.py, cache.py, manifest.py   what every step may import
 
 Data flows one way: a step imports earlier steps only. tests/test_layout.py holds the folders to this table.
 """

@@ -13,9 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from mobile_export.errors import InputError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FORMATS = ("pte", "onnx", "coreml")
 NAME = "manifest.json"
+SAMPLED = "sampled from the model"  # in a file name's place
 PACKAGE = ".mlpackage"  # a folder that is one file to a user
 STRICT = pydantic.ConfigDict(extra="forbid")
 
@@ -54,6 +55,20 @@ class KvCacheSize:
     bytes_per_token: int
     bytes_at_max_context: int
     state_bytes: int
+
+
+@dataclass(frozen=True, config=STRICT)
+class CalibrationFacts:
+    """What a calibrated recipe was calibrated with.
+
+    text: SAMPLED, or a file's name. tokens: how many were used. sha256: of the codes and scales that came out.
+    left: quantized matrices each rounded by itself, as without calibration.
+    """
+
+    text: str
+    tokens: int
+    sha256: str
+    left: list[str]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -152,6 +167,7 @@ class Manifest:
     pte, onnx, coreml: what only that format has; None for the others.
     adds_bos: a text that is no chat turn begins with bos_id.
     verification: None where it was skipped.
+    calibration: None where the recipe has none.
     """
 
     schema_version: int
@@ -182,6 +198,7 @@ class Manifest:
     versions: dict[str, str]
     warnings: list[str]
     verification: Verified | None
+    calibration: CalibrationFacts | None
 
     def __post_init__(self) -> None:
         if not self.files:

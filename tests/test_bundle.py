@@ -16,6 +16,7 @@ from arm64 import emulated, needs_arm64, runner_bundle
 from exported import artifact, checkpoint
 from runner_operators import needs_compiler
 
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
 from mobile_export.measure import arm64_wheel, build, bundle
 from mobile_export.measure.bundle import COMPILER, arm64_bundle
@@ -176,8 +177,8 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for folder in (made.folder, made.folder.parent / "wheels"):
         if folder.exists():
-            shutil.copytree(folder, build.cache_folder() / folder.name)
-    return build.cache_folder()
+            shutil.copytree(folder, cache_folder() / folder.name)
+    return cache_folder()
 
 
 def left_in(folder: Path) -> set[str]:
@@ -275,7 +276,7 @@ def test_without_a_network_the_wheel_is_named(index):
     line = refusal()
     assert line.startswith("pip: cannot fetch executorch-1.5.1-cp311-cp311-manylinux_2_28_aarch64.whl: ERROR: Could not find")
     assert line.endswith("; look at pip's network and index, or name a folder with this wheel in PIP_FIND_LINKS")
-    assert left_in(build.cache_folder()) == set()
+    assert left_in(cache_folder()) == set()
 
 
 @needs_arm64
@@ -292,7 +293,7 @@ def test_a_wheel_that_is_not_the_pinned_one_is_refused(index):
         "do not use it; fetch it from another index",
         refusal(),
     )
-    assert left_in(build.cache_folder()) == set()
+    assert left_in(cache_folder()) == set()
 
 
 def test_an_executorch_nobody_tried_on_arm64_is_refused(monkeypatch):

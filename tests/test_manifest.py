@@ -11,6 +11,7 @@ from mobile_export.errors import InputError
 from mobile_export.manifest import (
     NAME,
     SCHEMA_VERSION,
+    CalibrationFacts,
     FileDigest,
     KvCacheSize,
     Manifest,
@@ -64,6 +65,7 @@ MANIFEST = Manifest(
         passed=True,
         checks=[VerifiedCheck("prefill", 1e-7, 1e-4, "float32 sums in another order", True)],
     ),
+    calibration=CalibrationFacts("notes.txt", 512, "ef" * 32, ["embedding.weight"]),
 )
 
 ONNX = dataclasses.replace(
@@ -101,7 +103,13 @@ def change(artifact, **changes):
 
 @pytest.mark.parametrize(
     "manifest",
-    [MANIFEST, ONNX, dataclasses.replace(MANIFEST, verification=None, bos_id=None, licence="MIT", requested_schedule="0,1,1")],
+    [
+        MANIFEST,
+        ONNX,
+        dataclasses.replace(
+            MANIFEST, verification=None, calibration=None, bos_id=None, licence="MIT", requested_schedule="0,1,1"
+        ),
+    ],
 )
 @pytest.mark.parametrize("named", ["out", "out/model.pte"])
 def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, tmp_path, manifest, named):
@@ -112,14 +120,14 @@ def test_what_is_written_reads_back_from_the_folder_and_from_the_file(artifact, 
 def test_it_is_indented_json_with_the_fields_of_the_dataclass():
     text = to_json(MANIFEST)
     assert json.loads(text) == dataclasses.asdict(MANIFEST)
-    assert text.startswith('{\n  "schema_version": 3,\n')
+    assert text.startswith('{\n  "schema_version": 4,\n')
     assert text.endswith("}\n")
 
 
-@pytest.mark.parametrize("version", [0, 2, 4, "3", None, 3.5])
+@pytest.mark.parametrize("version", [0, 3, 5, "4", None, 4.5])
 def test_an_unknown_schema_version(artifact, version):
     assert refusal(change(artifact, schema_version=version)) == (
-        f"{artifact / NAME}: schema_version {version!r}, this version reads 3; "
+        f"{artifact / NAME}: schema_version {version!r}, this version reads 4; "
         "export the artifact again with this version of mobile-export"
     )
 
@@ -127,7 +135,7 @@ def test_an_unknown_schema_version(artifact, version):
 @pytest.mark.parametrize("content", ["[1]", '"manifest"', "{}", "null"])
 def test_json_that_is_no_manifest_has_no_schema_version(artifact, content):
     (artifact / NAME).write_text(content)
-    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 3; ")
+    assert refusal(artifact).startswith(f"{artifact / NAME}: schema_version None, this version reads 4; ")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +225,7 @@ def test_a_damaged_manifest_as_every_verb_says_it(capsys, artifact, verb):
     change(artifact, schema_version=7)
     code, line = fails(capsys, verb[0], str(artifact), *verb[1:])
     assert code == 3
-    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 3; ")
+    assert line.startswith(f"error: {artifact / NAME}: schema_version 7, this version reads 4; ")
 
 
 def test_an_artifact_whose_file_is_gone(capsys, artifact):

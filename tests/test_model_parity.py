@@ -14,12 +14,13 @@ from tiny_checkpoints import llama_tensors, write_gguf, write_llama, write_mobil
 
 from mobile_export.checkpoint import open_checkpoint
 from mobile_export.families import recognise
+from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.recipe import Precision, read_recipe
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.sharing import plan_sharing
 from mobile_export.verify.oracle import float32_oracle, written_out
-from mobile_export.verify.quantized_linear import DynamicInt8Linear, quantize_dequantize_rows
+from mobile_export.verify.quantized_linear import DynamicInt8Linear
 from mobile_export.verify.reference import reference_decoder, reference_logits
 
 LIMIT = 1e-5  # of the largest logit; transformers' own cached decode differs from its prefill by up to 1.7e-6

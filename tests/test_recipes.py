@@ -10,6 +10,7 @@ from mobile_export.checkpoint import open_checkpoint
 from mobile_export.errors import InputError, UsageError
 from mobile_export.families import recognise
 from mobile_export.quantize.recipe import (
+    Calibration,
     KvCache,
     Override,
     Precision,
@@ -62,11 +63,14 @@ def test_the_packaged_recipes_are_these():
         "fp32": Recipe("fp32", "the reference: nothing is quantized", FLOAT, FLOAT, FLOAT, "float32"),
         "w4": Recipe("w4", "4-bit linears in groups of 32, 8-bit table", W4, W8, W8),
         "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
+        "w4-gptq": Recipe(
+            "w4-gptq", "w4, the linears calibrated by GPTQ", W4, W8, W8, quantizer="gptq", calibration=Calibration(64, 256)
+        ),
         "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
     }
 
 
-@pytest.mark.parametrize("name", ["fp32", "w4", "w4-all", "w8"])
+@pytest.mark.parametrize("name", ["fp32", "w4", "w4-all", "w4-gptq", "w8"])
 def test_a_recipe_goes_through_the_manifest_unchanged(name):
     recipe = read_recipe(name)
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))
@@ -109,7 +113,7 @@ def test_a_file_that_says_everything(tmp_path):
     [
         (GOOD + "activation = 'int8'", "unknown key 'activation'; did you mean 'activations'?"),
         (GOOD + "zzz = 1", "unknown key 'zzz'; known keys: name, description, linear, embedding, head, activations, "
-                           "kv, override"),
+                           "kv, override, quantizer, calibration"),
         (GOOD.replace("group_size", "groupsize"), "unknown key 'linear.groupsize'; did you mean 'group_size'?"),
         (GOOD.replace("embedding = { bits = 8 }", "embedding = { bits = 8, zzz = 1 }"),
          "unknown key 'embedding.zzz'; known keys: bits, group_size"),
@@ -118,6 +122,8 @@ def test_a_file_that_says_everything(tmp_path):
          "unknown key 'override.0.path'; did you mean 'match'?"),
         (GOOD + "[[override]]\nmatch = '*'\nprecision = { bitz = 8 }",
          "unknown key 'override.0.precision.bitz'; did you mean 'bits'?"),
+        (GOOD + "quantizer = 'gptq'\n[calibration]\nsequence = 8",
+         "unknown key 'calibration.sequence'; did you mean 'sequences'?"),
         (GOOD.replace("linear =", "linera ="), "unknown key 'linera'; did you mean 'linear'?"),
     ],
 )  # fmt: skip
@@ -129,6 +135,9 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(tmp_path, text, line):
     ("text", "place"),
     [
         (GOOD.replace('"mine"', "3"), "name: "),
+        (GOOD + "quantizer = 'awq'", "quantizer: "),
+        (GOOD + "quantizer = 'gptq'\n[calibration]\ntokens = 8", "calibration.tokens: "),
+        (GOOD + "[calibration]\ntokens = 64", "recipe: calibration goes with quantizer"),
         (GOOD.replace("bits = 4", "bits = 5"), "linear.bits: "),
         (GOOD.replace("bits = 4", "bits = '4'"), "linear.bits: "),
         (GOOD.replace("bits = 4", "bits = true"), "linear.bits: "),

@@ -111,10 +111,10 @@ def with_four_bit_table(facts: ModelFacts) -> Recipe | None:
 
 
 def smaller_recipes(facts: ModelFacts, recipes: Sequence[Recipe]) -> list[Recipe]:
-    """Recipes that make less of the weights than the model's own, the largest of them first."""
+    """Recipes that make less of the weights than the model's own, the largest of them first; of equal size the first given."""
     own = _weight_bytes(facts)
-    sized = [(_weight_bytes(facts.with_recipe(recipe)), recipe) for recipe in recipes if _divides(facts, recipe)]
-    return [recipe for size, recipe in sorted(sized, key=lambda found: -found[0]) if size < own]
+    sized = {_weight_bytes(facts.with_recipe(recipe)): recipe for recipe in reversed(recipes) if _divides(facts, recipe)}
+    return [sized[size] for size in sorted(sized, reverse=True) if size < own]
 
 
 def _joined(*changes: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobile_export.cli.export import MaxContextOption, VerifyOption, print_manifest, settle, write
-from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
+from mobile_export.cli.options import CalibrationOption, CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
 from mobile_export.errors import UsageError
 
@@ -21,6 +21,7 @@ def coreml(
     checkpoint: CheckpointArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write. Default: NAME-RECIPE-coreml.")] = None,
     recipe: RecipeOption = "w4",
+    calibration: CalibrationOption = None,
     schedule: ScheduleOption = None,
     max_context: MaxContextOption = None,
     layout: Annotated[
@@ -47,7 +48,7 @@ def coreml(
     if layout == "stock" and max_prompt is not None:
         what = "a stock package takes prompts of any length"
         raise UsageError("--max-prompt", what, "add --layout functions, or leave it out")
-    job = settle(checkpoint, recipe, schedule, None, out, max_context, "coreml")
+    job = settle(checkpoint, recipe, schedule, None, out, max_context, "coreml", calibration)
     with without_noise():
         say("loading torch and coremltools")
         from mobile_export.emit.coreml.artifact import predicted_bytes, write_artifact

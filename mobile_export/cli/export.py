@@ -51,6 +51,7 @@ def settle(
     out: Path | None,
     max_context: int | None,
     form: str,
+    calibration: Path | None = None,
 ) -> Job:
     """Read and plan, refuse what cannot work before any of it is done, and warn of what is odd.
 
@@ -68,7 +69,7 @@ def settle(
     name = re.sub(r"\.(gguf|pth?)$", "", Path(checkpoint.rstrip("/")).name)
     out = out or Path(f"{name}-{Path(recipe).stem}-{form}")
     check_out(out)
-    weights = prepare(checkpoint, recipe, schedule, kv)
+    weights = prepare(checkpoint, recipe, schedule, kv, calibration)
     for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
         warn(line)
     limit = weights.recognised.spec.max_position_embeddings

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mobile_export.cli.export import KvOption, MaxContextOption, VerifyOption, print_manifest, settle, write
-from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
+from mobile_export.cli.options import CalibrationOption, CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
 from mobile_export.errors import UsageError
 
@@ -17,6 +17,7 @@ def onnx(
     checkpoint: CheckpointArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write. Default: NAME-RECIPE-onnx.")] = None,
     recipe: RecipeOption = "w4",
+    calibration: CalibrationOption = None,
     schedule: ScheduleOption = None,
     max_context: MaxContextOption = None,
     kv: KvOption = None,
@@ -42,7 +43,7 @@ def onnx(
     if portable and (activations == "float16" or kv == "int8"):
         other = "--activations float16" if activations == "float16" else "--kv int8"
         raise UsageError("--portable", f"{other} needs operators of onnxruntime's own", "leave one of the two out")
-    job = settle(checkpoint, recipe, schedule, kv, out, max_context, "onnx")
+    job = settle(checkpoint, recipe, schedule, kv, out, max_context, "onnx", calibration)
     if activations == "float16":
         plain = next((m.name for m in job.weights.matrices.values() if m.precision.bits == 32), None)
         if plain:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,14 @@ ScheduleOption = Annotated[
         "--schedule",
         help="Order the stored blocks run in: none, immediate, repeat-all-over, reverse, or numbers such as 0,0,1,1. "
         "Default: what the checkpoint itself says.",
+        show_default=False,
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="UTF-8 text a calibrated recipe is calibrated with. Default: sampled from the model.",
         show_default=False,
     ),
 ]

@@ -18,7 +18,7 @@ from mobile_export.cli.export import (
     settle,
     write,
 )
-from mobile_export.cli.options import CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
+from mobile_export.cli.options import CalibrationOption, CheckpointArgument, JsonOption, RecipeOption, ScheduleOption
 from mobile_export.cli.say import say, without_noise
 from mobile_export.errors import UsageError
 
@@ -30,6 +30,7 @@ def pte(
     checkpoint: CheckpointArgument,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write. Default: NAME-RECIPE-pte.")] = None,
     recipe: RecipeOption = "w4",
+    calibration: CalibrationOption = None,
     schedule: ScheduleOption = None,
     max_context: MaxContextOption = None,
     max_prompt: Annotated[int, typer.Option("--max-prompt", min=1, help="Most prompt tokens in one call.")] = DEFAULT_PROMPT,
@@ -55,7 +56,7 @@ def pte(
         raise UsageError(f"--backend {backend}", "no such backend", "write xnnpack or coreml")
     if backend == "coreml" and attention != "custom":
         raise UsageError("--attention", "the Core ML backend has its own", "leave it out")
-    job = settle(checkpoint, recipe, schedule, kv, out, max_context, "pte")
+    job = settle(checkpoint, recipe, schedule, kv, out, max_context, "pte", calibration)
     max_prompt = min(max_prompt, job.context)
     with without_noise():
         if backend == "coreml":

@@ -22,6 +22,6 @@ def recipes(as_json: JsonOption = False) -> int:
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(recipe) for recipe in found]))
         return 0
-    rows = [(r.name, str(r.linear), str(r.embedding), str(r.head), r.activations, r.kv.dtype) for r in found]
-    typer.echo(table(("recipe", "blocks", "embedding", "head if untied", "activations", "kv cache"), rows, left=6))
+    rows = [(r.name, str(r.linear), str(r.embedding), str(r.head), r.quantizer, r.activations, r.kv.dtype) for r in found]
+    typer.echo(table(("recipe", "blocks", "embedding", "head if untied", "quantizer", "activations", "kv cache"), rows, left=7))
     return 0

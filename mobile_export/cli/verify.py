@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_export.cli.options import JsonOption
+from mobile_export.cli.options import CalibrationOption, JsonOption
 from mobile_export.cli.say import done, say, without_noise
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError
-from mobile_export.manifest import Manifest, check_files, folder_of, read_manifest
+from mobile_export.manifest import SAMPLED, CalibrationFacts, Manifest, check_files, folder_of, read_manifest
 
 if TYPE_CHECKING:
     from mobile_export.families.spec import DecoderSpec, RwkvSpec
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def verify(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact folder, or the file in it.")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The checkpoint it was made from.")],
+    calibration: CalibrationOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Run ARTIFACT in its runtime and compare with CHECKPOINT; exit code 1 if they disagree.
@@ -35,7 +36,7 @@ def verify(
     check_files(folder, manifest)
     say("reading the checkpoint")
     with without_noise():
-        found = verified(folder, manifest, weights_for(folder, manifest, against))
+        found = verified(folder, manifest, weights_for(folder, manifest, against, calibration))
     done()
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found.recorded())))
@@ -46,8 +47,11 @@ def verify(
     return EXIT_YES if found.passed else EXIT_NO
 
 
-def weights_for(folder: Path, manifest: Manifest, against: str) -> ModelWeights:
+def weights_for(folder: Path, manifest: Manifest, against: str, calibration: Path | None = None) -> ModelWeights:
     """A checkpoint's weights under the recipe and the schedule an artifact was made with.
+
+    Args:
+        calibration: the text, where the artifact was calibrated with a file.
 
     Raises:
         InputError: the checkpoint cannot be read, or has another shape than the artifact's.
@@ -62,7 +66,7 @@ def weights_for(folder: Path, manifest: Manifest, against: str) -> ModelWeights:
     recognised = recognise(checkpoint)
     _check_source(folder, manifest, recognised.spec, against)
     plan = plan_sharing(checkpoint, recognised, manifest.requested_schedule)
-    return ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"))
+    return ModelWeights(checkpoint, recognised, plan, recipe_from(manifest.recipe, "manifest.json"), calibration, say)
 
 
 def runtime_of(path: Path, manifest: Manifest) -> Runtime:
@@ -81,7 +85,13 @@ def runtime_of(path: Path, manifest: Manifest) -> Runtime:
 
 
 def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verification:
-    """Verify the artifact in a folder against weights made under its recipe and schedule."""
+    """Verify the artifact in a folder against weights made under its recipe and schedule.
+
+    Raises:
+        InputError: calibration gives other numbers here than it gave where the artifact was made.
+    """
+    if manifest.calibration:
+        _check_calibration(manifest.calibration, weights)
     path = folder / manifest.file
     if manifest.onnx:
         from mobile_export.verify.onnx import verify_onnx
@@ -96,6 +106,18 @@ def verified(folder: Path, manifest: Manifest, weights: ModelWeights) -> Verific
 
     assert manifest.pte, "a manifest has its format's facts"
     return verify_pte(path, weights, manifest.pte, manifest.max_context)
+
+
+def _check_calibration(made_with: CalibrationFacts, weights: ModelWeights) -> None:
+    """Refuse numbers that are not the artifact's: they would be found to disagree for no fault of its own."""
+    text = weights.calibration_text.name if weights.calibration_text else SAMPLED
+    if text != made_with.text:
+        then = "leave --calibration out" if made_with.text == SAMPLED else f"give that file: --calibration {made_with.text}"
+        raise InputError("manifest.json", f"the text it was calibrated with is {made_with.text}, not {text}", then)
+    if weights.calibrated is None or weights.calibrated.sha256 != made_with.sha256:
+        what = "calibration gives other numbers here: from another text, or on another kind of processor"
+        then = "verify it where it was made, or bring calibrated-*.safetensors from that machine's cache folder"
+        raise InputError("manifest.json", what, then)
 
 
 def _check_source(folder: Path, manifest: Manifest, spec: DecoderSpec | RwkvSpec, against: str) -> None:

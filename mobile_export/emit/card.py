@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mobile_export.manifest import CoreMlGraph, KvCacheSize, Manifest, OnnxGraph
+from mobile_export.manifest import SAMPLED, CoreMlGraph, KvCacheSize, Manifest, OnnxGraph
 from mobile_export.units import counted, mebibytes, megabytes
 
 RUN_PTE = """\
@@ -141,6 +141,7 @@ def card(manifest: Manifest) -> str:
         f"{counted(stored, 'block')} stored, run in {counted(slots, 'execution')} ({sharing['order']}: "
         f"{sharing['schedule_evidence']}). Head {'tied to the embedding' if sharing['tied'] else 'of its own'} "
         f"({sharing['tied_evidence']}).",
+        *_calibrated(manifest),
         *_kept(manifest),
         *_limits(manifest),
         "",
@@ -154,6 +155,16 @@ def card(manifest: Manifest) -> str:
     if manifest.warnings:
         lines += ["", "## Warnings", "", *(f"- {warning}" for warning in manifest.warnings)]
     return "\n".join(lines) + "\n"
+
+
+def _calibrated(manifest: Manifest) -> list[str]:
+    """What a calibrated recipe saw, and which matrices it left alone."""
+    made = manifest.calibration
+    if made is None:
+        return []
+    text = "text sampled from the model itself" if made.text == SAMPLED else f"`{made.text}`"
+    left = f"; rounded without it: {', '.join(f'`{name}`' for name in made.left)}" if made.left else ""
+    return ["", f"Calibrated on {counted(made.tokens, 'token')} of {text}{left}."]
 
 
 def _how_to_run(manifest: Manifest) -> str:

@@ -14,6 +14,7 @@ from mobile_export.emit.card import card
 from mobile_export.manifest import (
     NAME,
     SCHEMA_VERSION,
+    CalibrationFacts,
     CoreMlGraph,
     FileDigest,
     KvCacheSize,
@@ -84,7 +85,16 @@ def describe(
         versions={name: importlib.metadata.version(name) for name in packages},
         warnings=[*checkpoint.warnings, *plan.warnings, *warnings],
         verification=None,
+        calibration=_calibration(weights),
     )
+
+
+def _calibration(weights: ModelWeights) -> CalibrationFacts | None:
+    made = weights.calibrated
+    if made is None:
+        return None
+    left = [name for name, matrix in weights.matrices.items() if matrix.precision.bits < 32 and name not in made.matrices]
+    return CalibrationFacts(made.text, made.tokens, made.sha256, left)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -98,8 +108,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def export_id(weights: ModelWeights, options: object) -> str:
-    """SHA-256 of all an artifact is made from: the source's files, sharing, recipe and options."""
-    facts = [_plain(value) for value in (*source_files(weights), weights.plan, weights.recipe, options)]
+    """SHA-256 of all an artifact is made from: the source's files, sharing, recipe, calibration and options."""
+    made_of = (*source_files(weights), weights.plan, weights.recipe, _calibration(weights), options)
+    facts = [_plain(value) for value in made_of if value is not None]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,9 +9,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
 from mobile_export.manifest import FileDigest
-from mobile_export.measure.build import cache_folder, run_tool
+from mobile_export.measure.build import run_tool
 from mobile_export.units import megabytes
 
 PYTHON = "3.11"  # whatever runs here: the C++ libraries do not depend on it

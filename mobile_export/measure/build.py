@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
 
 SOURCES = Path(__file__).parent / "runner"
@@ -119,11 +120,6 @@ def version_of(compiler: str) -> str:
     """
     then = "name one that works in CXX, or install another"
     return compiler + "\n" + run_tool([compiler, "--version"], compiler, "the compiler does not start", then)
-
-
-def cache_folder() -> Path:
-    """Where runners and packed weights are kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobile-export"
 
 
 @contextlib.contextmanager

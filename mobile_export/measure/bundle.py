@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pydantic
 
+from mobile_export.cache import cache_folder
 from mobile_export.manifest import FileDigest
 from mobile_export.measure.arm64_wheel import pinned_wheel, sha256, unpack_arm64_wheel
 from mobile_export.measure.build import (
     SOURCES,
     Toolchain,
-    cache_folder,
     compile_program,
     find_program,
     key,

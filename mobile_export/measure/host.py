@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool, UsageError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
 from mobile_export.measure import build
@@ -111,5 +112,5 @@ def _runner(request: Request, manifest: Manifest, say: Callable[[str], None], wa
 def _packed_weights(model: FileDigest) -> Path:
     """Where packed weights are kept: they belong to one model, one runtime and one CPU."""
     belongs = f"{model.sha256}\0{importlib.metadata.version('executorch')}\0{build.cpu()}"
-    folder = build.cache_folder() / "packed"
+    folder = cache_folder() / "packed"
     return folder / f"{hashlib.sha256(belongs.encode()).hexdigest()[:16]}.xnnpack"

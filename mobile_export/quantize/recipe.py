@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -64,11 +64,21 @@ class KvCache:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Calibration:
+    """How much text a calibrated quantizer sees: so many sequences, of so many tokens each."""
+
+    sequences: Annotated[int, pydantic.Field(ge=1)] = 64
+    tokens: Annotated[int, pydantic.Field(ge=32)] = 256
+
+
+@dataclass(frozen=True, config=STRICT)
 class Recipe:
     """What to quantize and how; says nothing of packing or backend.
 
     linear: every matrix in the blocks. embedding: the token table, and the head where the two are tied.
     head: a head of its own. activations: int8 per token at run time, or float32.
+    quantizer: "clip": each matrix by itself (clip_search.py); "gptq": those in the blocks for the inputs they get (gptq.py),
+        on as much text as `calibration` says.
     """
 
     name: str
@@ -79,8 +89,14 @@ class Recipe:
     activations: Literal["int8", "float32"] = "int8"
     kv: KvCache = field(default_factory=KvCache)
     override: list[Override] = field(default_factory=list)
+    quantizer: Literal["clip", "gptq"] = "clip"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
+        if self.calibration is not None and self.quantizer == "clip":
+            raise ValueError('calibration goes with quantizer = "gptq"')
+        if self.quantizer == "gptq" and self.linear.bits == 32:
+            raise ValueError('quantizer = "gptq" goes with 4 or 8 bits')
         for precision in (self.linear, self.head, *(o.precision for o in self.override)):
             if (precision.bits == 32) != (self.activations == "float32"):
                 raise ValueError("float32 weights go with float32 activations, quantized ones with int8 activations")
@@ -159,6 +175,6 @@ def _explain(error: pydantic.ValidationError) -> tuple[str, str]:
 
 def _fields_at(place: tuple[str, ...]) -> list[str]:
     named = {"linear": Precision, "embedding": Precision, "head": Precision, "precision": Precision}
-    kinds: dict[str, type] = {**named, "kv": KvCache, "override": Override}
+    kinds: dict[str, type] = {**named, "kv": KvCache, "override": Override, "calibration": Calibration}
     names = [part for part in place if part in kinds]
     return list(pydantic.TypeAdapter(kinds[names[-1]] if names else Recipe).json_schema()["properties"])

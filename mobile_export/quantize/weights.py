@@ -6,18 +6,25 @@ The one place numbers are made: all three emitters and the verification ask here
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.checkpoint.read import read_float32
-from mobile_export.errors import InputError
+from mobile_export.errors import InputError, UsageError
 from mobile_export.families.spec import Recognised, WeightSource
 from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
 from mobile_export.quantize.matrix_plan import MatrixPlan, uses
 from mobile_export.quantize.recipe import EMBEDDING, HEAD, Recipe
 from mobile_export.sharing import SharingPlan
+
+if TYPE_CHECKING:
+    from mobile_export.quantize.calibration import Calibrated
 
 PARTS = ("embedding", "head", "blocks", "norms")
 
@@ -28,12 +35,28 @@ class ModelWeights:
     Names are the graph's, with stored blocks numbered as in the plan: "blocks.3.ffn.down.weight".
     """
 
-    def __init__(self, checkpoint: Checkpoint, recognised: Recognised, plan: SharingPlan, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recognised: Recognised,
+        plan: SharingPlan,
+        recipe: Recipe,
+        calibration_text: Path | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Decide every matrix's precision.
 
+        Args:
+            calibration_text: for a calibrated recipe; None: sampled from the model.
+            say: told how far calibration is, when the first number is asked for.
         Raises:
             InputError: a group size that does not divide a matrix, or an override that names no matrix.
+            UsageError: a calibration text for a recipe that is not calibrated.
         """
+        if calibration_text is not None and recipe.quantizer == "clip":
+            what = f"recipe {recipe.name} is not calibrated"
+            raise UsageError(f"--calibration {calibration_text}", what, "leave it out, or choose a recipe that is")
+        self.calibration_text, self.say = calibration_text, say
         self.checkpoint, self.recognised, self.plan, self.recipe = checkpoint, recognised, plan, recipe
         self.sources = _sources(recognised, plan)
         self.matrices = {m.name: m for m in _assign(self.sources, plan, recipe)}
@@ -53,8 +76,28 @@ class ModelWeights:
         parts = [take.of(read_float32(self.checkpoint.tensors[tensor])) for tensor, take in self.sources[name].parts()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    @cached_property
+    def calibrated(self) -> Calibrated | None:
+        """What calibration makes of the model: minutes of work, or read from the cache. None where the recipe has none.
+
+        Raises:
+            InputError: as calibration.py says.
+        """
+        if self.recipe.quantizer == "clip":
+            return None
+        from mobile_export.quantize.calibration import calibrated
+
+        return calibrated(self, self.calibration_text, self.say)
+
+    def uncalibrated(self, say: Callable[[str], None]) -> ModelWeights:
+        """The same weights, each matrix quantized by itself."""
+        recipe = replace(self.recipe, quantizer="clip", calibration=None)
+        return ModelWeights(self.checkpoint, self.recognised, self.plan, recipe, say=say)
+
     def quantized(self, name: str) -> QuantizedWeight:
         """A matrix's codes and scales; the same on every call."""
+        if self.calibrated and name in self.calibrated.matrices:
+            return self.calibrated.matrices[name]
         return quantize_weight(self.float32(name), self.matrices[name].precision)
 
     def source_of(self, place: str) -> str:

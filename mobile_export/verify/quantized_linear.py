@@ -43,21 +43,6 @@ class QuantizedEmbedding(nn.Module):
         return rows.dequantized()[None]
 
 
-def quantize_dequantize_rows(x: torch.Tensor) -> torch.Tensor:
-    """Each row of the last axis through int8: scale and zero point from its least and largest value, 0 always exact.
-
-    Source: XNNPACK `src/xnnpack/quantization.h`, `xnn_f32_qd8_asymmetric_quantization_params`.
-    """
-    least = x.amin(dim=-1, keepdim=True).clamp(max=0)
-    largest = x.amax(dim=-1, keepdim=True).clamp(min=0)
-    inverse = torch.where(largest == least, 1.0, 255.0 / (largest - least))
-    from_least, from_largest = -128 + least * inverse, 127 + largest * inverse
-    zero = torch.where(from_least + from_largest > 0, -128 - least * inverse, 127 - largest * inverse)
-    zero = zero.clamp(-128, 127).round()
-    codes = (torch.round(x * inverse) + zero).clamp(-128, 127)
-    return (codes - zero) * (1 / inverse)
-
-
 def quantize_dequantize_blocks(x: torch.Tensor, block: int) -> torch.Tensor:
     """Each run of `block` values of the last axis through int8: scale from its largest magnitude, no zero point.
 

@@ -24,6 +24,7 @@ from mobile_export.model.rotary import RotaryTables
 from mobile_export.model.rwkv import RwkvDecoder
 from mobile_export.model.short_conv import PlainColumns
 from mobile_export.quantize import pieces
+from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.pieces import Linears, Tables, float_linears, float_tables
 from mobile_export.quantize.recipe import EMBEDDING
@@ -33,7 +34,6 @@ from mobile_export.verify.quantized_linear import (
     DynamicInt8Linear,
     QuantizedEmbedding,
     quantize_dequantize_blocks,
-    quantize_dequantize_rows,
 )
 
 Rules = Sequence[AttentionRule]
