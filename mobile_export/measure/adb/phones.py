@@ -124,8 +124,8 @@ def _chosen(adb: Adb, wanted: str | tuple[str, ...] | None, warn: Callable[[str]
             then = f"name one of {', '.join(sorted(states))}, or write --adb all"
             raise MissingTool("--adb", f"{len(states)} phones are connected", then)
         return [_reached(adb, *next(iter(states.items())))]
-    usable = [serial for serial, state in states.items() if state == "device"]
-    for serial in states.keys() - set(usable):
+    usable = sorted(serial for serial, state in states.items() if state == "device")
+    for serial in sorted(states.keys() - set(usable)):
         warn(str(_unusable(serial, states[serial])))
     if not usable:
         raise _unusable(*next(iter(states.items())))

@@ -26,7 +26,8 @@ from mobile_export.measure.adb.failures import CUT, failure
 LONGEST = 4000  # bytes of a command: adb before Android 7 takes 4096
 LARGEST = 1 << 25  # bytes of an answer: all logits of the largest vocabulary are a quarter of it
 REMEMBERED = 1 << 16  # bytes of what adb draws
-TRIES = 3  # of connecting and pushing
+CONNECTIONS, PUSHES = 3, 2  # tried
+BACK_S = 2  # after a broken connection
 AGAIN = "run it again; if it stays so: adb kill-server"
 NETWORK = re.compile(r".+:\d+")  # serial numbers of phones that adb reaches by themselves
 
@@ -79,7 +80,7 @@ class Adb:
 
     def connect(self, serial: str) -> str:
         """Reach for a phone on the network; its state afterwards. What adb says and returns is not to be trusted."""
-        for attempt in range(TRIES):
+        for attempt in range(CONNECTIONS):
             if attempt:
                 self.call("disconnect", serial, timeout_s=self.patience_s)
                 time.sleep(0.2 * attempt)
@@ -189,10 +190,10 @@ class Device:
         """Push files into a folder that is there.
 
         Raises:
-            MissingTool: it failed, at last after TRIES times.
+            MissingTool: it failed, at last after PUSHES times.
         """
         doing = f"pushing to {folder}"
-        for attempt in range(TRIES):
+        for attempt in range(PUSHES):
             if attempt:
                 self.revive()
             try:
@@ -226,8 +227,10 @@ class Device:
         """Reach for a phone whose connection broke; its state."""
         if NETWORK.fullmatch(self.serial):
             return self.adb.connect(self.serial)
-        time.sleep(0.5)  # for USB to come back by itself
-        return self.adb.devices().get(self.serial, "not found")
+        until = time.monotonic() + BACK_S  # USB comes back by itself
+        while (state := self.adb.devices().get(self.serial, "not found")) != "device" and time.monotonic() < until:
+            time.sleep(0.1)
+        return state
 
 
 def _read(
