@@ -96,6 +96,11 @@ class Adb:
         for child in list(self._children):
             _end(child)
 
+    def rest(self, seconds: float) -> None:
+        """Wait. Raises KeyboardInterrupt where stopped."""
+        if self._stopped.wait(seconds):
+            raise KeyboardInterrupt
+
     def call(
         self,
         *arguments: str,
@@ -122,6 +127,7 @@ class Adb:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
+                env={**os.environ, "TERM": "xterm"} if progress else None,  # on a dumb terminal adb draws nothing
                 start_new_session=True,  # Ctrl-C is for us, who clean up the phone first
             )
         except OSError as error:
@@ -131,6 +137,8 @@ class Adb:
                 os.close(theirs)
         self._children.add(child)
         try:
+            if self._stopped.is_set() and not cleaning:  # meanwhile
+                raise KeyboardInterrupt
             files = [terminal] if progress else [file.fileno() for file in (child.stdout, child.stderr) if file]
             try:
                 texts = _read(files, child, timeout_s, str(self.client), progress)
