@@ -9,6 +9,8 @@ A ```console block is a terminal session. In it
   text, and `~12.3` for any number, because times and sizes differ between machines;
 - the output of a `--help` is compared letter by letter. `make docs` pastes it, nobody types it.
 
+A page that says `<!-- phones: pixel8 -->` has these phones of tests/adb_device on adb: emulated ones, whose times say nothing.
+
 The commands of one file run in order in one copy of the repository, so a later one sees the artifact of an earlier
 one. What installs, or would run this test within itself, is recognised by `NOT_RUN` and only read: `.ci/run` does it.
 """
@@ -23,16 +25,22 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
+
+from mobile_export.measure.build import cache_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(
     r"(make \w+|git clone \S+|cd mobile-export|(python3? -m )?pip install .*|python3? -m venv \S+|source \S+/activate)"
 )
+PHONES = re.compile(r"^<!-- phones: ([\w -]+) -->$", re.MULTILINE)
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHER_SHELL = re.compile(r"^```(sh|bash|shell|zsh|shell-session)\b", re.MULTILINE)
@@ -84,13 +92,33 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, lines) is not None
 
 
-def run(command: Command, folder: Path) -> tuple[int, str]:
+@contextmanager
+def phones_of(page: str, room: Path) -> Iterator[dict[str, str]]:
+    """The phones that a page asks for, and the environment in which adb sees them and no others."""
+    names = PHONES.search(page)
+    if names is None:
+        yield {}
+        return
+    bed = pytest.importorskip("adb_device.bed", reason="tests/adb_device is on the branch `bed`")
+    arm64 = pytest.importorskip("arm64", reason="tests/arm64.py is on the branch `bundle`")
+    from adb_device.needs import ALL_TESTS, MISSING
+
+    if (missing := [*MISSING, *arm64.MISSING]) and not ALL_TESTS:
+        pytest.skip(f"needs {', '.join(missing)}")
+    arm64.runner_bundle()  # or the page is skipped: there is no network
+    with bed.Bed(room) as made:
+        for name in names[1].split():
+            made.phone(name)
+        yield {**made.environment, "XDG_CACHE_HOME": str(cache_folder().parent)}
+
+
+def run(command: Command, folder: Path, environment: Mapping[str, str] = MappingProxyType({})) -> tuple[int, str]:
     """Exit code and output, with the commands of this Python's environment found first."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command.text],
         cwd=folder,
-        env={**os.environ, "PATH": path, "COLUMNS": "80", "NO_COLOR": "1"},
+        env={**os.environ, "PATH": path, "COLUMNS": "80", "NO_COLOR": "1", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -171,16 +199,18 @@ def test_every_shell_block_is_a_console_block() -> None:
 def test_a_page_shows_what_its_commands_print(page: Path, tmp_path: Path) -> None:
     folder = tmp_path / "mobile-export"
     shutil.copytree(ROOT, folder, ignore=NOT_COPIED)
-    for command in commands_of(page.read_text(encoding="utf-8")):
-        if not command.is_run:
-            continue
-        exit_code, printed = run(command, folder)
-        said = f"{page.name}:{command.line}: $ {command.text}\n{textwrap.indent(printed, '  ')}"
-        assert exit_code == command.exit_code, said
-        if command.asks_for_help:
-            assert printed == command.shown, f"{said}\nmake docs pastes it"
-        elif command.shown.strip():
-            assert matches(command.shown, printed), f"{said}\nis not what the page shows:\n{command.shown}"
+    text = page.read_text(encoding="utf-8")
+    with phones_of(text, tmp_path) as environment:
+        for command in commands_of(text):
+            if not command.is_run:
+                continue
+            exit_code, printed = run(command, folder, environment)
+            said = f"{page.name}:{command.line}: $ {command.text}\n{textwrap.indent(printed, '  ')}"
+            assert exit_code == command.exit_code, said
+            if command.asks_for_help:
+                assert printed == command.shown, f"{said}\nmake docs pastes it"
+            elif command.shown.strip():
+                assert matches(command.shown, printed), f"{said}\nis not what the page shows:\n{command.shown}"
 
 
 # --- doctests ------------------------------------------------------------------------------------------------------

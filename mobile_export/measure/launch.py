@@ -17,7 +17,8 @@ import pydantic
 from mobile_export.errors import InputError, MissingTool, UsageError
 from mobile_export.measure.measurement import MEASUREMENT, Job, Measurement
 
-REFUSED = 3  # what a runner exits with when the runtime refuses the model
+MISUSED = 2  # what a runner exits with when it cannot do what its options say
+REFUSED = 3  # when the runtime refuses the model
 REPORT = "report it with --debug"
 LACKS = re.compile(r"Missing operator|operators? missing|[Bb]ackend \S+ is not (available|registered)")  # ExecuTorch's words
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
@@ -74,6 +75,8 @@ def read_result(runner: str, model: str, code: int, out: bytes, err: bytes, *, t
         raise MissingTool(runner, f"cannot run this model: {last}", "name a runner that has it, or export for this one")
     if code == REFUSED:
         raise InputError(model, f"the runtime refuses it: {last}", "export it again, with the same versions")
+    if code == MISUSED:
+        raise MissingTool(runner, f"does not take its options: {last}", "change them, or name a runner of this version")
     if code in KILLED:
         then = "free some memory, or export with a shorter --max-context"
         raise MissingTool(runner, "was killed, as a system does that runs out of memory", then)

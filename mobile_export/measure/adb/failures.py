@@ -10,7 +10,7 @@ CUT = "the connection was cut"
 # In this order: a line about a lost connection may also name the file that was being written.
 KNOWN = (
     (r"unauthorized|failed to authenticate", "it has not allowed this computer", "unlock it, and tap Allow where it asks"),
-    (r"device (still )?(offline|connecting|authorizing)", "is offline", "unplug it and plug it in, or: adb reconnect offline"),
+    (r"device (still )?(offline|connecting|authorizing)", "is offline", "plug it in again, or: adb disconnect, adb connect"),
     (r"no permissions", "this user may not open the USB device", "see the udev rules of the Android platform tools"),
     (r"device '.*' not found|no devices|device not found", "is not connected", "plug it in, or: adb connect HOST:PORT"),
     (r"No space left|not enough space", "has no room left for what is to be pushed", "free some, or remove what --keep left"),

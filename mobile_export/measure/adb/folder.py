@@ -22,7 +22,8 @@ ROOT = f"{ROOM}/mobile-export"
 HASHED_MB_PER_S = 20  # by the slowest phone's sha256sum
 SPARE_MIB = 64  # what a run writes, and then some
 PID = "pid"  # file with the number of the process that runs
-WRITTEN = (PID, "out", "err", "draw")  # by a run
+TRACE = "trace.etdp"
+WRITTEN = (PID, "out", "err", "draw", TRACE)  # by a run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of,
 from mobile_export.measure.adb.client import find_adb
 from mobile_export.measure.adb.conditions import affinity_on, check_heat, fix_clocks, threads_on, watts
 from mobile_export.measure.adb.failures import failure
-from mobile_export.measure.adb.folder import folder_for, on_phone
+from mobile_export.measure.adb.folder import TRACE, folder_for, on_phone
 from mobile_export.measure.adb.preflight import preflight
 from mobile_export.measure.adb.runner import PhoneRunner, check_abi, phone_runner
 from mobile_export.measure.adb.runs import run_once
@@ -124,8 +123,8 @@ def _chosen(adb: Adb, wanted: str | tuple[str, ...] | None, warn: Callable[[str]
             then = f"name one of {', '.join(sorted(states))}, or write --adb all"
             raise MissingTool("--adb", f"{len(states)} phones are connected", then)
         return [_reached(adb, *next(iter(states.items())))]
-    usable = [serial for serial, state in states.items() if state == "device"]
-    for serial in states.keys() - set(usable):
+    usable = sorted(serial for serial, state in states.items() if state == "device")
+    for serial in sorted(states.keys() - set(usable)):
         warn(str(_unusable(serial, states[serial])))
     if not usable:
         raise _unusable(*next(iter(states.items())))
@@ -163,7 +162,7 @@ def _profile_on_phone(
 
     def measure(job: Job) -> Measurement:
         check_heat(device.name, thermal[-1])
-        time.sleep(request.rest_s)
+        device.adb.rest(request.rest_s)
         run = run_once(device, folder.path, load.runner.command, job, timeout_s=request.timeout_s, sample=sample)
         thermal.append(run.thermal)
         draw.append(run.draw)
@@ -190,7 +189,7 @@ def _profile_on_phone(
             threads=threads_on(phone, affinity),
             files=tuple(there / file.name for file in load.manifest.files),
             packed_weights=there / "packed.xnnpack",
-            trace=there / "trace.etdp",
+            trace=there / TRACE,
             fetch=fetch,
         )
         profile = profile_at(place, load.artifact, load.manifest, request, say)
@@ -210,7 +209,11 @@ def _profile_on_phone(
 
 def _agreement(device: Device, logits: Logits | None, load: _Load, warn: Callable[[str], None]) -> Agreement | None:
     """The phone's logits beside this machine's; whoever differs is warned of, not refused: the times are still true."""
-    expected = load.expected.result()
+    try:
+        expected = load.expected.result()
+    except MobileExportError as error:
+        warn(f"{device.name}: logits are not compared with this machine's: {error}")
+        return None
     if logits is None:
         warn(f"{device.name}: the runner tells no logits, so nobody knows whether it computes the model")
         return None

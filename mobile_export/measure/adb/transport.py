@@ -26,7 +26,8 @@ from mobile_export.measure.adb.failures import CUT, failure
 LONGEST = 4000  # bytes of a command: adb before Android 7 takes 4096
 LARGEST = 1 << 25  # bytes of an answer: all logits of the largest vocabulary are a quarter of it
 REMEMBERED = 1 << 16  # bytes of what adb draws
-TRIES = 3  # of connecting and pushing
+CONNECTIONS, PUSHES = 3, 2  # tried
+BACK_S = 2  # after a broken connection
 AGAIN = "run it again; if it stays so: adb kill-server"
 NETWORK = re.compile(r".+:\d+")  # serial numbers of phones that adb reaches by themselves
 
@@ -79,7 +80,7 @@ class Adb:
 
     def connect(self, serial: str) -> str:
         """Reach for a phone on the network; its state afterwards. What adb says and returns is not to be trusted."""
-        for attempt in range(TRIES):
+        for attempt in range(CONNECTIONS):
             if attempt:
                 self.call("disconnect", serial, timeout_s=self.patience_s)
                 time.sleep(0.2 * attempt)
@@ -94,6 +95,11 @@ class Adb:
         self._stopped.set()
         for child in list(self._children):
             _end(child)
+
+    def rest(self, seconds: float) -> None:
+        """Wait. Raises KeyboardInterrupt where stopped."""
+        if self._stopped.wait(seconds):
+            raise KeyboardInterrupt
 
     def call(
         self,
@@ -121,6 +127,7 @@ class Adb:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
+                env={**os.environ, "TERM": "xterm"} if progress else None,  # on a dumb terminal adb draws nothing
                 start_new_session=True,  # Ctrl-C is for us, who clean up the phone first
             )
         except OSError as error:
@@ -130,6 +137,8 @@ class Adb:
                 os.close(theirs)
         self._children.add(child)
         try:
+            if self._stopped.is_set() and not cleaning:  # meanwhile
+                raise KeyboardInterrupt
             files = [terminal] if progress else [file.fileno() for file in (child.stdout, child.stderr) if file]
             try:
                 texts = _read(files, child, timeout_s, str(self.client), progress)
@@ -189,10 +198,10 @@ class Device:
         """Push files into a folder that is there.
 
         Raises:
-            MissingTool: it failed, at last after TRIES times.
+            MissingTool: it failed, at last after PUSHES times.
         """
         doing = f"pushing to {folder}"
-        for attempt in range(TRIES):
+        for attempt in range(PUSHES):
             if attempt:
                 self.revive()
             try:
@@ -226,8 +235,10 @@ class Device:
         """Reach for a phone whose connection broke; its state."""
         if NETWORK.fullmatch(self.serial):
             return self.adb.connect(self.serial)
-        time.sleep(0.5)  # for USB to come back by itself
-        return self.adb.devices().get(self.serial, "not found")
+        until = time.monotonic() + BACK_S  # USB comes back by itself
+        while (state := self.adb.devices().get(self.serial, "not found")) != "device" and time.monotonic() < until:
+            time.sleep(0.1)
+        return state
 
 
 def _read(
