@@ -51,4 +51,6 @@ clean: ## remove .venv, build/ and caches
 .venv/installed-test: .venv/installed
 	@echo "installing what the tests need"
 	@$(PIP) --editable '.[test]'
+	@# Of adbutils the tests use the adb binary alone: a newer client than Debian's.
+	@$(PIP) --no-deps adbutils
 	@touch $@

@@ -268,9 +268,16 @@ def test_unauthorized(bed: Bed) -> None:
     assert "device unauthorized" in ran.stderr
 
 
+def test_allowed_after_a_while(bed: Bed) -> None:
+    phone = bed.phone(faults=Faults(allowed_after=0.5))
+    assert state(bed, phone) == "unauthorized"
+    assert eventually(lambda: state(bed, phone) == "device")
+
+
 def test_offline(bed: Bed) -> None:
     phone = bed.phone(faults=Faults(offline=True))
     assert eventually(lambda: state(bed, phone) == "offline")
+    assert not eventually(lambda: state(bed, phone) == "device", seconds=1)
     ran = bed.adb("-s", phone.serial, "shell", "true")
     assert ran.returncode == 1
     assert "device offline" in ran.stderr
@@ -297,6 +304,7 @@ def test_a_push_that_is_cut_fails_once_and_then_works(bed: Bed, with_faults: Mak
     assert re.search("couldn't read from device|failed to read copy response", said(ran))
     assert list(phone.data.iterdir()) == []
     assert eventually(lambda: state(bed, phone) == "device")  # the server reconnects by itself
+    assert phone.connections == 2
     assert adb("push", three_mib, TMP).returncode == 0
 
 
@@ -394,7 +402,7 @@ def test_mangled_answers_end_in_an_answer_or_a_limit_and_harm_no_other_phone(
         ("pull", f"{TMP}/small", tmp_path / "back"),
     ):
         try:
-            adb(*arguments, timeout=1)
+            adb(*arguments, timeout=0.5)
         except subprocess.TimeoutExpired:
             continue  # the client waits for ever; our own limit is what ends it
     assert phone.mangled > 0

@@ -117,7 +117,8 @@ class Connection:
     Args:
         banner: what CNXN says of the phone: "device::name=value;...;features=a,b".
         service: the service behind a name such as "shell:ls", or None if there is none.
-        authorizes: whether somebody taps "Allow" for an unknown key; None: no key is asked for.
+        asks_key: an unknown key is asked for, as all keys are unknown; else everybody may connect.
+        allowed_after: seconds until somebody taps "Allow"; None: never.
         mangler: of what is sent once the phone is online; None: nothing is harmed.
     """
 
@@ -127,7 +128,8 @@ class Connection:
         banner: bytes,
         service: Callable[[str], Service | None],
         *,
-        authorizes: bool | None = None,
+        asks_key: bool = False,
+        allowed_after: float | None = None,
         mangler: Mangler | None = None,
     ) -> None:
         self.link = link
@@ -135,7 +137,8 @@ class Connection:
         self._version = VERSION_WITH_CHECKSUM
         self._banner = banner
         self._service = service
-        self._authorizes = authorizes
+        self._asks_key = asks_key
+        self._allowed_after = allowed_after
         self._mangler = mangler
         self._online = False
         self._streams: dict[int, Stream] = {}
@@ -168,10 +171,10 @@ class Connection:
         command, arg0, arg1, data = message
         if command is Command.CNXN:
             self._version, self.max_data = min(arg0, VERSION), min(arg1, MAX_DATA)
-            self._welcome() if self._authorizes is None else self._ask_for_key()
+            self._ask_for_key() if self._asks_key else self._welcome()
         elif command is Command.AUTH and arg0 == AUTH_PUBLIC_KEY:
-            if self._authorizes:
-                self._welcome()
+            if self._allowed_after is not None:
+                threading.Timer(self._allowed_after, self._welcome).start()
         elif command is Command.AUTH:
             self._ask_for_key()  # no signature is by a key we know
         elif not self._online:
@@ -186,8 +189,9 @@ class Connection:
             self._streams.pop(arg1).closed_by_peer()
 
     def _welcome(self) -> None:
-        self.send(Message(Command.CNXN, VERSION, MAX_DATA, self._banner))
-        self._online = True
+        with contextlib.suppress(EOFError):  # the peer did not wait
+            self.send(Message(Command.CNXN, VERSION, MAX_DATA, self._banner))
+            self._online = True
 
     def _ask_for_key(self) -> None:
         self.send(Message(Command.AUTH, AUTH_TOKEN, 0, os.urandom(20)))

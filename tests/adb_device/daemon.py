@@ -36,6 +36,11 @@ class Daemon:
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
 
+    @property
+    def connections(self) -> int:
+        """How often a server has connected."""
+        return len(self._links)
+
     def close(self) -> None:
         """Stop listening, break every connection, kill what runs."""
         self._listening.shutdown(socket.SHUT_RDWR)  # a bare close would leave the thread in accept()
@@ -50,12 +55,19 @@ class Daemon:
                 connected, _ = self._listening.accept()
             except OSError:
                 return  # closed
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link = Link(connected, self._faults.slow_link)
             self._links.append(link)
             if self._faults.offline and len(self._links) > 1:
                 continue  # nobody answers
-            authorizes = False if self._faults.unauthorized else None
-            connection = Connection(link, self._banner(), self._service, authorizes=authorizes, mangler=self.mangler)
+            connection = Connection(
+                link,
+                self._banner(),
+                self._service,
+                asks_key=self._faults.unauthorized or self._faults.allowed_after is not None,
+                allowed_after=self._faults.allowed_after,
+                mangler=self.mangler,
+            )
             threading.Thread(target=connection.run, daemon=True).start()
             if self._faults.offline:
                 threading.Timer(0.3, link.cut).start()

@@ -17,6 +17,7 @@ class Faults:
 
     # The connection
     unauthorized: bool = False  # nobody taps "Allow": state `unauthorized`
+    allowed_after: float | None = None  # somebody taps "Allow" after so many seconds
     offline: bool = False  # the phone stops answering once connected: state `offline`
     slow_link: int | None = None  # bytes per second, each way
     # Pushing and pulling

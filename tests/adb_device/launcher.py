@@ -116,7 +116,7 @@ class Launcher:
 
     def _kill_all_with(self, text: str) -> None:
         """As lmkd does to what takes too much memory; the shell that started it lives."""
-        while not self._closing.wait(0.01):
+        while not self._closing.wait(0.02):
             for pid, arguments in self.processes().items():
                 if text in arguments and not arguments.startswith("/system/bin/sh -c "):
                     _kill(pid)

@@ -11,7 +11,6 @@ class Link:
     """Whole reads and whole writes on one connected socket, at a limited speed if asked."""
 
     def __init__(self, connected: socket.socket, bytes_per_s: int | None = None) -> None:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connected
         self._bytes_per_s = bytes_per_s
         self._writing = threading.Lock()
@@ -43,10 +42,12 @@ class Link:
         """
         with self._writing:
             try:
-                if self._bytes_per_s is None:
-                    self._send_at_once([memoryview(part) for part in parts])
-                else:
-                    self._send_slowly(b"".join(parts), self._bytes_per_s)
+                # At once: a header in a packet of its own costs the reader a wake-up and, after an OKAY, 40 ms.
+                data = b"".join(parts)
+                step = len(data) if self._bytes_per_s is None else max(1, self._bytes_per_s // 50)
+                for start in range(0, len(data), step):
+                    self._socket.sendall(data[start : start + step])
+                    self._pace(len(data[start : start + step]))
             except OSError as error:
                 raise EOFError from error
 
@@ -60,19 +61,6 @@ class Link:
     def close(self) -> None:
         self.cut()
         self._socket.close()
-
-    def _send_at_once(self, parts: list[memoryview]) -> None:
-        """In one packet where they fit: a header by itself costs the reader a wake-up and, after an OKAY, 40 ms."""
-        sent = self._socket.sendmsg(parts)
-        for part in parts:
-            self._socket.sendall(part[sent:])
-            sent = max(0, sent - len(part))
-
-    def _send_slowly(self, data: bytes, bytes_per_s: int) -> None:
-        step = max(1, bytes_per_s // 50)
-        for start in range(0, len(data), step):
-            self._socket.sendall(data[start : start + step])
-            self._pace(len(data[start : start + step]))
 
     def _pace(self, count: int) -> None:
         if self._bytes_per_s is not None:

@@ -119,7 +119,7 @@ class Sync:
             with target:
                 while isinstance(block := _next_block(stream), bytes):
                     received += len(block)
-                    self._strike(stream, received)
+                    self._strike(stream, Path(target.name), received)
                     if _beyond(received, self._faults.disk_full_after):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     target.write(block)
@@ -129,15 +129,16 @@ class Sync:
             _throw_away(stream)
             return False
         except EOFError:  # adbd leaves no half file either
-            Path(target.name).unlink()
+            Path(target.name).unlink(missing_ok=True)
             raise
         Path(target.name).chmod(mode & 0o700 | (mode & 0o700) >> 3 | (mode & 0o700) >> 6)  # as adbd: everyone as the owner
         os.utime(target.name, (block, block))
         stream.write(b"OKAY" + bytes(4))
         return True
 
-    def _strike(self, stream: Stream, received: int) -> None:
+    def _strike(self, stream: Stream, target: Path, received: int) -> None:
         if _beyond(received, self._faults.cut_push_after) and self._strikes.strike():
+            target.unlink()  # before anybody can look
             stream.connection.link.cut()
             raise EOFError
         if _beyond(received, self._faults.hang_push_after) and self._strikes.strike():
