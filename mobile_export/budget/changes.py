@@ -113,6 +113,9 @@ def with_four_bit_table(facts: ModelFacts) -> Recipe | None:
 def smaller_recipes(facts: ModelFacts, recipes: Sequence[Recipe]) -> list[Recipe]:
     """Recipes that make less of the weights than the model's own, the largest of them first."""
     own = _weight_bytes(facts)
+    if facts.recipe.own_codes:  # no other would take the checkpoint
+        return []
+    recipes = [recipe for recipe in recipes if not recipe.own_codes]
     sized = [(_weight_bytes(facts.with_recipe(recipe)), recipe) for recipe in recipes if _divides(facts, recipe)]
     return [recipe for size, recipe in sorted(sized, key=lambda found: -found[0]) if size < own]
 
