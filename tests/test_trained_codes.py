@@ -24,7 +24,7 @@ from torchao.prototype.paretoq.models.utils_quant import LsqBinaryTernaryExtensi
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
 from torchao.quantization.qat import QATConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 from mobile_export.checkpoint import open_checkpoint, read_float32
 from mobile_export.checkpoint.paretoq import paretoq_codes
@@ -218,6 +218,25 @@ def test_codes_that_transformers_saved_in_shards(tmp_path):
     found = open_checkpoint(str(tmp_path)).tensors
     assert torch.equal(read_float32(found[f"{DOWN}.weight"]), state[f"{DOWN}.weight"].dequantize())
     assert not [name for name in found if "._weight_" in name]
+
+
+def test_a_folder_as_transformers_saves_it(tmp_path):
+    """Its config.json says torchao, and the reference that verification asks is transformers itself."""
+    plain = write_llama(tmp_path / "plain")
+    chosen = TorchAoConfig(CONFIGS["w4"])
+    model = LlamaForCausalLM.from_pretrained(plain, quantization_config=chosen, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["quant_method"] == "torchao"
+    weights = weights_of(tmp_path / "model")
+    held = model.model.layers[0].mlp.down_proj.weight
+    assert torch.equal(weights.quantized("blocks.0.ffn.down.weight").dequantized(), held.dequantize())
+    out = onnx_artifact(tmp_path / "model")
+    assert run(["verify", str(out), "--against", str(tmp_path / "model")]) == 0
+    for module in [module for module in model.modules() if isinstance(module, torch.nn.Linear)]:
+        if hasattr(module.weight, "dequantize") and type(module.weight) is not torch.nn.Parameter:
+            module.weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)  # no int8 activations
+    wanted = model(torch.tensor([TEXT]), use_cache=False).logits[0].detach()
+    assert float((float32_oracle(weights, CONTEXT)[1](TEXT) - wanted).abs().max()) < CLOSE * float(wanted.abs().max())
 
 
 # --- the artifacts -----------------------------------------------------------------------------------------------------
