@@ -156,7 +156,7 @@ def test_scales_that_float16_rounds_are_told_and_what_is_written_verifies(tmp_pa
     said = manifest(out)
     (warning,) = [line for line in said["warnings"] if DOWN in line]
     assert warning == (
-        f"model.safetensors: {DOWN}: 1 of 64 scales lie below what float16 holds exactly and are rounded; "
+        f"model.safetensors: {DOWN}: 1 of 64 scales are not what float16 holds exactly, and are rounded; "
         "the package's rows there are not the .pte's"
     )
     assert said["verification"]["passed"]

@@ -113,7 +113,10 @@ def with_four_bit_table(facts: ModelFacts) -> Recipe | None:
 def smaller_recipes(facts: ModelFacts, recipes: Sequence[Recipe]) -> list[Recipe]:
     """Recipes that make less of the weights than the model's own, the largest of them first; of equal size the first given."""
     own = _weight_bytes(facts)
-    sized = {_weight_bytes(facts.with_recipe(recipe)): recipe for recipe in reversed(recipes) if _divides(facts, recipe)}
+    if facts.recipe.own_codes:  # no other would take the checkpoint
+        return []
+    fitting = [recipe for recipe in reversed(recipes) if not recipe.own_codes and _divides(facts, recipe)]
+    sized = {_weight_bytes(facts.with_recipe(recipe)): recipe for recipe in fitting}
     return [sized[size] for size in sorted(sized, reverse=True) if size < own]
 
 

@@ -6,6 +6,7 @@
     safetensors_file.py    one .safetensors file, its header checked before a byte of data is believed
     torch_file.py          one .bin file: a pickle, of which no code is ever run
     training_file.py       one .pt or .pth file: the state dict in it, without what wrappers put before its names
+    paretoq.py, torchao.py matrices that were trained to be rounded, with the codes they were trained to have
     gguf_file.py           a .gguf file; gguf_header.py reads it, gguf_config.py and gguf_architectures.py say in
                            Hugging Face's words what it holds
     tokenizer.py           tokenizer files, encode and decode

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class TrainedCodes:
+    """The codes and scales quantization-aware training chose for a matrix: value = code * scale.
+
+    bits: 4 or 8, the least that holds the codes. group_size: inputs that share a scale; None: one scale per output channel.
+    read: codes int8 (out_features, in_features), scales float32 (out_features, groups), finite and above 0; checked when read.
+    """
+
+    bits: Literal[4, 8]
+    group_size: int | None
+    read: Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,7 @@ class StoredTensor:
     raw: the stored bytes, uint8, 1-D, row-major, mapped where the format allows it: for one dtype and shape equal
         bytes are equal values, so two tensors can be compared without converting either.
     alias_of: the kept name, where safetensors' `save_model` dropped this one and noted it in the metadata.
+    trained: the codes it was trained to have; `read` then gives their float32 values.
     read: the values in their stored dtype (float32 for GGUF quantized types); mapped from the file where the
         format allows it, so hold the result only as long as it is needed. Do not write into it.
     """
@@ -35,6 +49,7 @@ class StoredTensor:
     read: Callable[[], torch.Tensor]
     raw: Callable[[], torch.Tensor]
     alias_of: str | None = None
+    trained: TrainedCodes | None = None
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from typing import Any
 
 from mobile_export.checkpoint.contents import Checkpoint
 from mobile_export.checkpoint.licence import find_licence
+from mobile_export.checkpoint.paretoq import with_paretoq_codes
 from mobile_export.checkpoint.shards import read_weights
 from mobile_export.checkpoint.strict_json import parse_object, read_file
 from mobile_export.checkpoint.tokenizer import read_tokenizer
+from mobile_export.checkpoint.torchao import with_torchao_codes
 from mobile_export.errors import InputError
 
 
@@ -32,6 +34,8 @@ def open_folder(folder: Path, source: str, weights: Path | None = None) -> Check
         raise InputError("config.json", "has no model_type", "take config.json from the original model")
     _refuse_quantized(config)
     tensors, files, warnings = read_weights(folder, weights)
+    tensors, of_torchao = with_torchao_codes(tensors, files)
+    tensors, of_paretoq = with_paretoq_codes(config, tensors)
     tokenizer, tokenizer_files, tokenizer_warnings = read_tokenizer(folder, config)
 
     generation: Mapping[str, Any] = {}
@@ -58,7 +62,7 @@ def open_folder(folder: Path, source: str, weights: Path | None = None) -> Check
         eos_ids=eos_ids,
         licence=find_licence(folder),
         files=(folder / "config.json", *generation_files, *files, *tokenizer_files),
-        warnings=(*_custom_code(config), *warnings, *tokenizer_warnings),
+        warnings=(*_custom_code(config), *warnings, *of_torchao, *of_paretoq, *tokenizer_warnings),
     )
 
 
@@ -66,6 +70,8 @@ def _refuse_quantized(config: Mapping[str, Any]) -> None:
     for key in ("quantization_config", "compression_config"):
         if settings := config.get(key):
             method = settings.get("quant_method", "unnamed") if isinstance(settings, dict) else "unnamed"
+            if method == "torchao":
+                continue  # torchao.py takes the codes as they are
             raise InputError(
                 "config.json", f"weights are already quantized ({method})", "export the unquantized original instead"
             )

@@ -57,6 +57,15 @@ def read_safetensors(path: Path) -> list[StoredTensor]:
     return [*tensors.values(), *dropped]
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says beside its tensors.
+
+    Raises:
+        InputError: the header is damaged.
+    """
+    return _aliases(path, _header(path)[0].get("__metadata__", {}))
+
+
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     """The header, the offset of the first data byte, and the size of the file."""
     file_bytes = path.stat().st_size

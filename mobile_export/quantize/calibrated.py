@@ -142,8 +142,7 @@ class _Walk:
             assert moments is not None
             self._check_finite(next(iter(matrices.values())), moments)
             for part, name in matrices.items():
-                target = fitted(self.weights.float32(name), moments)
-                self.found[name] = gptq(target, moments.hessian, self.weights.matrices[name].precision)
+                self.found[name] = self._codes(name, moments)
                 bias = cast("torch.Tensor | None", settling.get_submodule(part).bias)
                 settling.set_submodule(part, self._linear(name, bias))
         return after
@@ -171,6 +170,11 @@ class _Walk:
             return Moments.of(self.rounded(torch.cat(found[at : at + TEXTS])), torch.cat(exact[at : at + TEXTS]))
 
         return functools.reduce(operator.add, self.executions.pool.map(of, range(0, len(found), TEXTS)))
+
+    def _codes(self, name: str, moments: Moments) -> QuantizedWeight:
+        if name in self.weights.trained:
+            return self.weights.quantized(name)
+        return gptq(fitted(self.weights.float32(name), moments), moments.hessian, self.weights.matrices[name].precision)
 
     def _linear(self, name: str, bias: torch.Tensor | None) -> nn.Module:
         """A matrix as far as it is settled: its codes on rounded inputs, or still float32."""

@@ -23,7 +23,8 @@ class QuantizedWeight:
     """weight ~ codes * scales, the scale repeated over its group.
 
     codes: int8 (out_features, in_features); 4-bit codes lie in [-8, 7], 8-bit codes in [-127, 127].
-    scales: float32 (out_features, in_features // group_size), every value exact in bfloat16, above 0.
+    scales: float32 (out_features, in_features // group_size), above 0. Every value is exact in bfloat16, but for scales
+        that come with a checkpoint.
     precision: bits and group size they were made with.
     """
 

@@ -26,15 +26,15 @@ class Precision:
     """How one weight matrix is stored.
 
     bits: 4 or 8 for signed codes, 32 for float32.
-    group_size: inputs that share a scale; None for one scale per output channel. Only with 4 bits.
+    group_size: inputs that share a scale, only with 4 bits; None for one scale per output channel.
     """
 
     bits: Literal[4, 8, 32]
     group_size: int | None = None
 
     def __post_init__(self) -> None:
-        if (self.bits == 4) != (self.group_size is not None):
-            raise ValueError("4 bits need a group_size, 8 and 32 take none")
+        if self.bits != 4 and self.group_size is not None:
+            raise ValueError("8 and 32 bits take no group_size")
         if self.group_size is not None and (self.group_size < 32 or self.group_size % 32):
             raise ValueError("group_size is a multiple of 32: what the runtimes' 4-bit kernels take")
 
@@ -79,6 +79,7 @@ class Recipe:
     head: a head of its own. activations: int8 per token at run time, or float32.
     quantizer: "clip": each matrix by itself (clip_search.py); "gptq": those in the blocks for the inputs they get (gptq.py),
         on as much text as `calibration` says.
+    own_codes: a matrix that was trained to have codes is stored at their precision, whatever the recipe says of others.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Recipe:
     override: list[Override] = field(default_factory=list)
     quantizer: Literal["clip", "gptq"] = "clip"
     calibration: Calibration | None = None
+    own_codes: bool = False
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.quantizer == "clip":

@@ -21,6 +21,7 @@ from mobile_export.families.spec import Recognised, WeightSource
 from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
 from mobile_export.quantize.matrix_plan import MatrixPlan, uses
 from mobile_export.quantize.recipe import EMBEDDING, HEAD, Recipe
+from mobile_export.quantize.trained import check_kept, trained_codes, trained_precisions, with_own_codes
 from mobile_export.sharing import SharingPlan
 
 if TYPE_CHECKING:
@@ -50,18 +51,22 @@ class ModelWeights:
             calibration_text: for a calibrated recipe; None: sampled from the model.
             say: told how far calibration is, when the first number is asked for.
         Raises:
-            InputError: a group size that does not divide a matrix, or an override that names no matrix.
+            InputError: a group size that does not divide a matrix, an override that names no matrix, or a precision other
+                than the one a matrix was trained to be rounded at.
             UsageError: a calibration text for a recipe that is not calibrated.
         """
         if calibration_text is not None and recipe.quantizer == "clip":
             what = f"recipe {recipe.name} is not calibrated"
             raise UsageError(f"--calibration {calibration_text}", what, "leave it out, or choose a recipe that is")
         self.calibration_text, self.say = calibration_text, say
-        self.checkpoint, self.recognised, self.plan, self.recipe = checkpoint, recognised, plan, recipe
         self.sources = _sources(recognised, plan)
+        self.trained = trained_precisions(checkpoint.tensors, self.sources)
+        recipe = with_own_codes(recipe, self.trained, _matrices(self.sources))
+        self.checkpoint, self.recognised, self.plan, self.recipe = checkpoint, recognised, plan, recipe
         self.matrices = {m.name: m for m in _assign(self.sources, plan, recipe)}
         for matrix in self.matrices.values():
             _check_divides(self.where(matrix.name), matrix)
+            check_kept(self.where(matrix.name), matrix, self.trained.get(matrix.name), recipe)
 
     def where(self, name: str) -> str:
         """ "file: tensor" of a weight's first tensor, for error lines."""
@@ -95,7 +100,13 @@ class ModelWeights:
         return ModelWeights(self.checkpoint, self.recognised, self.plan, recipe, say=say)
 
     def quantized(self, name: str) -> QuantizedWeight:
-        """A matrix's codes and scales; the same on every call."""
+        """A matrix's codes and scales; the same on every call. Those it was trained to have, where it was trained so.
+
+        Raises:
+            InputError: a value that is not finite; as calibration.py says.
+        """
+        if name in self.trained:
+            return trained_codes(self.checkpoint.tensors, self.sources[name], self.matrices[name].precision)
         if self.calibrated and name in self.calibrated.matrices:
             return self.calibrated.matrices[name]
         return quantize_weight(self.float32(name), self.matrices[name].precision)
@@ -155,8 +166,12 @@ def _sources(recognised: Recognised, plan: SharingPlan) -> dict[str, WeightSourc
     return sources
 
 
+def _matrices(sources: Mapping[str, WeightSource]) -> list[str]:
+    return [name for name, source in sources.items() if len(source.shape) == 2]
+
+
 def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> list[MatrixPlan]:
-    shapes = {name: source.shape for name, source in sources.items() if len(source.shape) == 2}
+    shapes = {name: sources[name].shape for name in _matrices(sources)}
     for override in recipe.override:
         if not any(override.names(name) for name in shapes):
             what = f"override {override.match!r} names no matrix"

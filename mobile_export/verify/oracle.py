@@ -26,7 +26,16 @@ MODEL_TYPES = {"mobilellm": "llama", "RefinedWeb": "falcon", "RefinedWebModel": 
 OLD_KEYS = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads"}  # RefinedWeb's
 # Falcon's eager attention adds ALiBi twice; GPT-Neo has no other.
 ATTENTION = {"falcon": "sdpa", "gpt_neo": "eager", "rwkv": "eager"}
-NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version", "use_cache")
+NOT_ARCHITECTURE = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "quantization_config",  # the tensors it is given have their values
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 PER_BLOCK = ("attention_layers", "layer_types", "no_rope_layers")
 NUMBERED = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # the first number in a tensor's name is its block's
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mobile_export.emit.executorch.scales import as_stored
 from mobile_export.manifest import PteGraph
 from mobile_export.quantize.sizes import kv_rows
 from mobile_export.quantize.weights import ModelWeights
@@ -23,6 +24,7 @@ from mobile_export.verify.parity import (
     within_noise,
 )
 from mobile_export.verify.pte_runtime import PteRuntime
+from mobile_export.verify.quantized_linear import DynamicInt8Linear
 from mobile_export.verify.reference import reference_last, reference_model
 from mobile_export.verify.verdict import SAME_NUMBERS, Check, Verification
 
@@ -49,6 +51,9 @@ def verify_pte(path: Path, weights: ModelWeights, graph: PteGraph, context: int)
             found.append(_window_check(runtime, long, graph.max_prompt, logits(long)[-1], EXACT, EXACT_REASON))
         return Verification(oracle, len(tokens), tuple(found))
     decoder = reference_model(weights, context)
+    for module in decoder.modules():
+        if isinstance(module, DynamicInt8Linear):
+            module.weight = as_stored(module.weight)
     last = reference_last(decoder, long) if long else None
 
     def checks(floor: NoiseFloor) -> list[Check]:

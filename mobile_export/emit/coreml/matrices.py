@@ -90,5 +90,5 @@ def _constant(
     rounded = int((held != scales).sum())
     if not rounded:
         return matrix, []
-    of = f"{rounded:,} of {scales.numel():,} scales lie below what float16 holds exactly and are rounded"
+    of = f"{rounded:,} of {scales.numel():,} scales are not what float16 holds exactly, and are rounded"
     return matrix, [f"{weights.where(name)}: {of}; the package's rows there are not the .pte's"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mobile_export.emit.describe import describe
 from mobile_export.emit.executorch.program import PteOptions, PteProgram
+from mobile_export.emit.executorch.scales import rounded_scales
 from mobile_export.emit.pte_methods import constant_methods
 from mobile_export.emit.pte_tokenizer import for_executorch
 from mobile_export.manifest import KvCacheSize, Manifest, PteGraph
@@ -61,4 +62,5 @@ def write_artifact(
         tokenizer_files=tuple(tokenizer_files),
         packages=PACKAGES,
         requested_schedule=requested_schedule,
+        warnings=rounded_scales(weights),
     )

@@ -22,7 +22,7 @@ class Gather8Bit(nn.Module):
 
 
 class Gather4Bit(nn.Module):
-    """Rows of a 4-bit grouped table, by `quantized_decomposed::embedding_4bit`.
+    """Rows of a 4-bit table, by `quantized_decomposed::embedding_4bit`.
 
     The operator takes the even channel from the high nibble, XNNPACK's linears from the low one. The bytes are the
     head's, so the operator gives every pair of channels swapped, and the pairs are swapped back here.
@@ -34,8 +34,9 @@ class Gather4Bit(nn.Module):
         packed = torch.frombuffer(bytearray(packed_codes(table)), dtype=torch.uint8)
         self.register_buffer("codes", packed.view(rows, columns // 2))
         half = table.scales.half()
-        exact = bool((half.float() == table.scales).all())  # bfloat16 reaches below float16's smallest values
-        self.register_buffer("scales", half if exact else table.scales)
+        # One scale a channel is float32 in the head, too, and may be its bytes. bfloat16 reaches below float16's values.
+        halved = table.precision.group_size is not None and bool((half.float() == table.scales).all())
+        self.register_buffer("scales", half if halved else table.scales)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         swapped = torch.ops.quantized_decomposed.embedding_4bit.dtype(

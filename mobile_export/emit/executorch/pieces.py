@@ -22,13 +22,43 @@ SCALE = "scale_"  # what XNNPACK's serializer puts before a scale's digest
 Weight = QuantizedWeight | torch.Tensor
 
 
+class FourBitChannels(IntxUnpackedToInt8Tensor):
+    """torchao's tensor of 4-bit codes with one scale per output channel, for XNNPACK's type that has float32 scales.
+
+    torchao's own operator arrives at XNNPACK as one group as wide as the matrix, whose scales are bfloat16. Scales and zero
+    points are one-dimensional here, as the other operator takes them.
+    """
+
+    def __init__(
+        self,
+        qdata: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor,
+        target_dtype: torch.dtype,
+        block_size: tuple[int, int],
+        dtype: torch.dtype,
+        activation_quantization: ActivationQuantization,
+    ) -> None:
+        super(IntxUnpackedToInt8Tensor, self).__init__()  # its own checks for two dimensions
+        self.qdata, self.scale, self.zero_point = qdata, scale, zero_point
+        self.target_dtype, self.block_size, self.activation_quantization = target_dtype, block_size, activation_quantization
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 values, by the operator XNNPACK takes for a channel's scale."""
+        return torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.qdata, self.scale, self.zero_point, 0, -8, 7, torch.int8, out_dtype=torch.float32
+        )
+
+
 def torchao_weight(weight: QuantizedWeight) -> IntxUnpackedToInt8Tensor:
     """Our codes and scales in torchao's representation, with int8 activations chosen per token at run time."""
     columns = weight.codes.shape[1]
-    return IntxUnpackedToInt8Tensor(
+    channels = weight.precision.bits == 4 and weight.precision.group_size is None
+    kind, scales = (FourBitChannels, weight.scales[:, 0]) if channels else (IntxUnpackedToInt8Tensor, weight.scales)
+    return kind(
         qdata=weight.codes,
-        scale=weight.scales,
-        zero_point=torch.zeros(weight.scales.shape, dtype=torch.int8),
+        scale=scales,
+        zero_point=torch.zeros(scales.shape, dtype=torch.int8),
         target_dtype=getattr(torch, TORCHAO_DTYPE[weight.precision.bits]),
         block_size=(1, columns // weight.scales.shape[1]),
         dtype=torch.float32,
@@ -56,8 +86,8 @@ def constants_of(weight: Weight) -> tuple[Constant, ...]:
     """
     if isinstance(weight, torch.Tensor):
         return (Constant.named("", as_bytes(weight)),)
-    four = weight.precision.bits == 4
-    scales = weight.scales.to(torch.bfloat16).view(torch.int16) if four else weight.scales
+    grouped = weight.precision.group_size is not None  # scales.py says what becomes of those that are not bfloat16
+    scales = weight.scales.to(torch.bfloat16).view(torch.int16) if grouped else weight.scales
     return Constant.named("", packed_codes(weight)), Constant.named(SCALE, as_bytes(scales))
 
 
