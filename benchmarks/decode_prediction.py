@@ -31,13 +31,13 @@ from mobile_export.budget.profiled import USUAL, ProfiledRates, calibration_of_p
 from mobile_export.manifest import read_manifest
 from mobile_export.measure.build import build_runner
 from mobile_export.measure.launch import launch
-from mobile_export.measure.machine_speed import MachineSpeed, fastest, measure_speed
+from mobile_export.measure.machine_speed import MachineSpeed, measure_speed, typical
 from mobile_export.measure.measurement import Job, Measurement
 from mobile_export.units import counted
 
 MAX_ERROR_PERCENT = 20.0
 MIN_MODELS = 6
-CONTEXT = 512
+SEQUENCES = 3  # a process: a prompt each, so that one slow moment of the machine is not all there is of it
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Case:
     source: str
     options: tuple[str, ...] = ()
     prompt_tokens: int = 128
-    new_tokens: int = 64
+    new_tokens: int = 32
 
     @property
     def export(self) -> str:
@@ -119,16 +119,16 @@ def main() -> int:
             say(f"round {number + 1} of {asked.runs}, {counted(count, 'thread')}")
             speeds[count].append(measure_speed(runner, count, processes=1))
             for case in chosen if number % 2 == 0 else reversed(chosen):
-                job = Job(folders[case.name] / "model.pte", count, case.prompt_tokens, case.new_tokens)
+                job = Job(folders[case.name] / "model.pte", count, case.prompt_tokens, case.new_tokens, sequences=SEQUENCES)
                 measured[count][case.name].append(launch([str(runner)], job, timeout_s=SECONDS))
     facts = {name: facts_of_manifest(read_manifest(folder), folder) for name, folder in folders.items()}
     found = [
         prediction
         for count in asked.threads
-        for prediction in predict(chosen, facts, measured[count], fastest(speeds[count]), count)
+        for prediction in predict(chosen, facts, measured[count], typical(speeds[count]), count)
     ]
     print_predictions(found, chosen, asked.threads, markdown=asked.markdown)
-    print_speeds({count: fastest(runs) for count, runs in speeds.items()}, markdown=asked.markdown)
+    print_speeds({count: typical(runs) for count, runs in speeds.items()}, markdown=asked.markdown)
     held = {
         "predictions": [asdict(one) for one in found],
         "speeds": {count: [asdict(run) for run in runs] for count, runs in speeds.items()},

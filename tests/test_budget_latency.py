@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mobile_export.budget.calibration import calibration_of_phone, exact_calibration
 from mobile_export.budget.energy import predict_energy
 from mobile_export.budget.interval import exactly
-from mobile_export.budget.latency import predict_rates
+from mobile_export.budget.latency import INT8_ATTENTION, INT8_VALUES, predict_rates
 from mobile_export.budget.phones import read_phones
 from mobile_export.budget.profiled import USUAL, ProfiledRates, calibration_of_profile, read_rates
 from mobile_export.errors import InputError, UsageError
@@ -25,6 +25,7 @@ RATES = {
     "decode_gops": 1e6,
     "prefill_gops": 300.0,
     "attention_gops": 1e6,
+    "activations_g_s": 1e9,
     "overhead_us": 40.0,
     "cache_mib": 0.001,
 }
@@ -52,6 +53,28 @@ def test_a_token_that_computes_is_its_operations_over_the_rate():
     assert decode_ms(model(SMOLLM2_135M, 6), **rates) == pytest.approx(1e3 * expected)
 
 
+def test_values_between_products_and_the_codes_of_an_int8_cache_take_their_time():
+    plain, coded = (model(SMOLLM2_135M, 6, kv_dtype=dtype) for dtype in ("float32", "int8"))
+    values = 12 * 576 + 4 * 1536
+    slow, fast = ({"stream_gb_s": 1e9, "activations_g_s": rate} for rate in (2.0, 1e9))
+    assert decode_ms(plain, **slow) - decode_ms(plain, **fast) == pytest.approx(6 * values / 2e6)
+    assert decode_ms(coded, **slow) - decode_ms(coded, **fast) == pytest.approx(6 * (values + INT8_VALUES * 960) / 2e6)
+    attention = {"stream_gb_s": 1e9, "attention_gops": 5.0}
+    one, other = (decode_ms(facts, **attention) - decode_ms(facts, stream_gb_s=1e9) for facts in (plain, coded))
+    assert other / one == pytest.approx(INT8_ATTENTION)
+
+
+def test_widths_stream_and_compute_at_their_own_rates():
+    facts = model(SMOLLM2_135M, 6)
+    known = dataclasses.replace(calibration(), stream_4_bit_gb_s=exactly(10.0))
+    rates = predict_rates(facts, known, position=128, prompt_tokens=128)
+    slower_ms = 1e3 / rates.decode_tokens_per_s.likely - decode_ms(facts)
+    assert slower_ms == pytest.approx(6 * BLOCK_BYTES / 10e6 - 6 * BLOCK_BYTES / 20e6)
+    faster = dataclasses.replace(calibration(), prefill_gops_4_bit=exactly(600.0))
+    both = [predict_rates(facts, one, position=1, prompt_tokens=128).first_token_s.likely for one in (calibration(), faster)]
+    assert both[0] - both[1] == pytest.approx(2 * 128 * 6 * PER_BLOCK * (1 / 300e9 - 1 / 600e9))
+
+
 def test_a_windowed_block_attends_to_its_window():
     facts = model(SMOLLM2_135M, 6, context=512)
     blocks = (dataclasses.replace(facts.spec.blocks[0], window=100), facts.spec.blocks[0]) * 3
@@ -65,8 +88,8 @@ def test_a_windowed_block_attends_to_its_window():
 def test_a_prompt_is_its_operations_over_the_rate_in_calls_of_a_chunk():
     facts = model(SMOLLM2_135M, 6, context=512)
     rates = predict_rates(facts, calibration(decode_gops=300.0), position=1, prompt_tokens=200)
-    operations = 2 * 200 * 6 * PER_BLOCK + 6 * 4 * 576 * (128 * 64 + 72 * 164)
-    expected = operations / 300e9 + 2 * 6 * 40e-6 + HEAD_BYTES / 20e9
+    attention = 6 * 4 * 576 * (128 * 64 + 72 * 164)
+    expected = 2 * 200 * 6 * PER_BLOCK / 300e9 + attention / 1e15 + 2 * 6 * 40e-6 + HEAD_BYTES / 20e9
     assert rates.first_token_s.likely == pytest.approx(expected)
 
 
@@ -133,10 +156,14 @@ def test_energy_is_the_papers_figure_by_parameters_and_by_bytes():
 
 GIVEN = {
     "stream_gb_s": 30,
+    "stream_4_bit_gb_s": 25,
     "decode_gops_8_bit": 100,
     "decode_gops_4_bit": [90, 110],
-    "prefill_gops": 500.0,
+    "prefill_gops_8_bit": 600,
+    "prefill_gops_4_bit": 500.0,
     "attention_gops": 10,
+    "prefill_attention_gops": 50,
+    "activations_g_s": 4,
     "overhead_us": 20,
     "cache_mib": 8,
 }

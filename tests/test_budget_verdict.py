@@ -25,7 +25,8 @@ from mobile_export.errors import UsageError
 from mobile_export.quantize.recipe import packaged_recipes, read_recipe
 
 MIB = 2**20
-RATES = {"stream_gb_s": 20, "decode_gops": 100, "prefill_gops": 300, "attention_gops": 100, "overhead_us": 40, "cache_mib": 8}
+RATES = {"stream_gb_s": 20, "decode_gops": 100, "prefill_gops": 300, "attention_gops": 100, "activations_g_s": 10}
+RATES |= {"overhead_us": 40, "cache_mib": 8}
 SPEED = exact_calibration(**RATES, source="made up")
 RECIPES = [read_recipe(name) for name in packaged_recipes()]
 FACTS = model(SMOLLM2_135M, 6, context=2048)

@@ -32,10 +32,14 @@ from mobile_export.quantize.recipe import packaged_recipes, read_recipe
 ROOT = Path(__file__).parents[1]
 CALIBRATION = {
     "stream_gb_s": 30,
+    "stream_4_bit_gb_s": 30,
     "decode_gops_8_bit": 100,
     "decode_gops_4_bit": 100,
-    "prefill_gops": 500,
+    "prefill_gops_8_bit": 500,
+    "prefill_gops_4_bit": 500,
     "attention_gops": 10,
+    "prefill_attention_gops": 50,
+    "activations_g_s": 4,
     "overhead_us": 20,
     "cache_mib": 8,
 }

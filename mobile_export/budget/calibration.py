@@ -18,8 +18,10 @@ from mobile_export.errors import InputError
 
 STREAM_SHARE = Interval(0.35, 0.6, 0.8)  # of the theoretical bandwidth, with all big cores
 DECODE_GOPS_A_CORE = Interval(15, 40, 100)  # one token: int8 activations, 8- or 4-bit weights
-PREFILL_GOPS_A_CORE = Interval(40, 100, 200)  # many tokens at once
+PREFILL_GOPS_A_CORE = Interval(40, 100, 200)  # many tokens at once, what lies between products included
 ATTENTION_GOPS_A_CORE = Interval(3, 10, 30)  # one token over a cache of floats: 10 in ExecuTorch's operator on x86-64
+PREFILL_ATTENTION_GOPS_A_CORE = Interval(10, 40, 100)
+ACTIVATIONS_G_S_A_CORE = Interval(1, 4, 10)
 OVERHEAD_US = Interval(10, 40, 110)  # an execution: its calls and small operators
 MEASURED_SPREAD = 0.1  # of a rate that was measured, where a profile gives one number
 
@@ -28,17 +30,22 @@ MEASURED_SPREAD = 0.1  # of a rate that was measured, where a profile gives one 
 class Calibration:
     """What a phone does, with all threads that are to be used.
 
-    stream_gb_s: weights from DRAM, 10**9 bytes a second. decode_gops_*, prefill_gops: 10**9 operations a second, a
-    multiplication and an addition being two; attention_gops: of one token over its keys and values. overhead_us: of one
-    execution of a block. cache_mib: the last level a block may stay in between two executions. source: what it was made from,
-    in words.
+    stream_gb_s, stream_4_bit_gb_s: 10**9 bytes a second of weights from DRAM while they are multiplied with; keys and values
+    like 8 bits. decode_gops_*: 10**9 operations a second, a multiplication and an addition being two, of one token with weights
+    in a cache; prefill_gops_*: of many tokens. attention_gops, prefill_attention_gops: of one token, and of many, over keys and
+    values. activations_g_s: 10**9 values a second between products. overhead_us: of one execution of a block. cache_mib: the
+    last level a block may stay in between two executions. source: what it was made from, in words.
     """
 
     stream_gb_s: Interval
+    stream_4_bit_gb_s: Interval
     decode_gops_8_bit: Interval
     decode_gops_4_bit: Interval
-    prefill_gops: Interval
+    prefill_gops_8_bit: Interval
+    prefill_gops_4_bit: Interval
     attention_gops: Interval
+    prefill_attention_gops: Interval
+    activations_g_s: Interval
     overhead_us: Interval
     cache_mib: Interval
     source: str
@@ -58,10 +65,14 @@ class Calibration:
     def _at(self, rate: str, delay: str) -> Speeds:
         return Speeds(
             stream=1e9 * getattr(self.stream_gb_s, rate),
+            stream_4_bit=1e9 * getattr(self.stream_4_bit_gb_s, rate),
             ops_8_bit=1e9 * getattr(self.decode_gops_8_bit, rate),
             ops_4_bit=1e9 * getattr(self.decode_gops_4_bit, rate),
-            prefill_ops=1e9 * getattr(self.prefill_gops, rate),
+            prefill_ops_8_bit=1e9 * getattr(self.prefill_gops_8_bit, rate),
+            prefill_ops_4_bit=1e9 * getattr(self.prefill_gops_4_bit, rate),
             attention_ops=1e9 * getattr(self.attention_gops, rate),
+            prefill_attention_ops=1e9 * getattr(self.prefill_attention_gops, rate),
+            activations=1e9 * getattr(self.activations_g_s, rate),
             overhead_s=1e-6 * getattr(self.overhead_us, delay),
             cache_bytes=2**20 * getattr(self.cache_mib, rate),
         )
@@ -69,13 +80,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Speeds:
-    """One point of a calibration: bytes and operations a second, seconds, bytes."""
+    """One point of a calibration: bytes, operations and values a second, seconds, bytes."""
 
     stream: float
+    stream_4_bit: float
     ops_8_bit: float
     ops_4_bit: float
-    prefill_ops: float
+    prefill_ops_8_bit: float
+    prefill_ops_4_bit: float
     attention_ops: float
+    prefill_attention_ops: float
+    activations: float
     overhead_s: float
     cache_bytes: float
 
@@ -84,13 +99,21 @@ def calibration_of_phone(phone: Phone) -> Calibration:
     """What the table says of a phone, in wide intervals. A cache nobody published may hold nothing, or much."""
     peak, cores = phone.chip.bandwidth_gb_s.interval, phone.chip.big_cores.interval
     cache = phone.chip.cache_mib.interval if phone.chip.cache_mib else Interval(0, 4, 16)
-    decode = _product(DECODE_GOPS_A_CORE, cores)
+    stream, decode, prefill = (
+        _product(STREAM_SHARE, peak),
+        _product(DECODE_GOPS_A_CORE, cores),
+        _product(PREFILL_GOPS_A_CORE, cores),
+    )
     return Calibration(
-        stream_gb_s=_product(STREAM_SHARE, peak),
+        stream_gb_s=stream,
+        stream_4_bit_gb_s=stream,
         decode_gops_8_bit=decode,
         decode_gops_4_bit=decode,
-        prefill_gops=_product(PREFILL_GOPS_A_CORE, cores),
+        prefill_gops_8_bit=prefill,
+        prefill_gops_4_bit=prefill,
         attention_gops=_product(ATTENTION_GOPS_A_CORE, cores),
+        prefill_attention_gops=_product(PREFILL_ATTENTION_GOPS_A_CORE, cores),
+        activations_g_s=_product(ACTIVATIONS_G_S_A_CORE, cores),
         overhead_us=OVERHEAD_US,
         cache_mib=cache,
         source=f"the phone table: {phone.row.soc}",
@@ -106,10 +129,14 @@ class ProfileCalibration(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     stream_gb_s: Quantity
+    stream_4_bit_gb_s: Quantity
     decode_gops_8_bit: Quantity
     decode_gops_4_bit: Quantity
-    prefill_gops: Quantity
+    prefill_gops_8_bit: Quantity
+    prefill_gops_4_bit: Quantity
     attention_gops: Quantity
+    prefill_attention_gops: Quantity
+    activations_g_s: Quantity
     overhead_us: Quantity
     cache_mib: Quantity
 
@@ -129,6 +156,7 @@ def exact_calibration(
     decode_gops: float,
     prefill_gops: float,
     attention_gops: float,
+    activations_g_s: float,
     overhead_us: float,
     cache_mib: float,
     source: str,
@@ -137,10 +165,14 @@ def exact_calibration(
     decode = exactly(decode_gops)
     return Calibration(
         stream_gb_s=exactly(stream_gb_s),
+        stream_4_bit_gb_s=exactly(stream_gb_s),
         decode_gops_8_bit=decode,
         decode_gops_4_bit=decode,
-        prefill_gops=exactly(prefill_gops),
+        prefill_gops_8_bit=exactly(prefill_gops),
+        prefill_gops_4_bit=exactly(prefill_gops),
         attention_gops=exactly(attention_gops),
+        prefill_attention_gops=exactly(attention_gops),
+        activations_g_s=exactly(activations_g_s),
         overhead_us=exactly(overhead_us),
         cache_mib=exactly(cache_mib),
         source=source,

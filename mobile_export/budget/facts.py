@@ -37,9 +37,14 @@ _RWKV: pydantic.TypeAdapter[RwkvSpec] = pydantic.TypeAdapter(RwkvSpec)
 class Work:
     """What one token costs in some matrices: bytes of codes and scales to read, values to multiply with, by their width."""
 
-    bytes: int
+    bytes_4_bit: int
+    bytes_wider: int
     parameters_4_bit: int
     parameters_wider: int
+
+    @property
+    def bytes(self) -> int:
+        return self.bytes_4_bit + self.bytes_wider
 
     @property
     def parameters(self) -> int:
@@ -57,8 +62,10 @@ class Executions:
 
 def work_of(matrices: Sequence[MatrixPlan]) -> Work:
     """The work of some matrices together."""
-    four = sum(matrix.parameters for matrix in matrices if matrix.precision.bits == 4)
-    return Work(sum(map(payload_bytes, matrices)), four, sum(matrix.parameters for matrix in matrices) - four)
+    four = [matrix for matrix in matrices if matrix.precision.bits == 4]
+    wider = [matrix for matrix in matrices if matrix.precision.bits != 4]
+    stored = (sum(map(payload_bytes, some)) for some in (four, wider))
+    return Work(*stored, *(sum(matrix.parameters for matrix in some) for some in (four, wider)))
 
 
 def payload_bytes(matrix: MatrixPlan) -> int:

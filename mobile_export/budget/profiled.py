@@ -1,19 +1,20 @@
 """A calibration from one profile of any model: what the phone did with that model says what it would do with others.
 
 The profile gives two rates. The balance between streaming, computing and calling is the phone table's, or a usual one; all
-three are scaled together until the model that was profiled decodes as fast as it did, then the prompt's rate alone.
+three are scaled together until the model that was profiled decodes as fast as it did, then the rates of a prompt alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
-from mobile_export.budget.calibration import Calibration, ProfileCalibration, calibration_given
+from mobile_export.budget.calibration import Calibration, ProfileCalibration, Speeds, calibration_given
 from mobile_export.budget.facts import ModelFacts
 from mobile_export.budget.interval import Interval, exactly
 from mobile_export.budget.latency import decode_seconds, prefill_seconds
@@ -22,14 +23,20 @@ from mobile_export.errors import InputError, UsageError
 MODEL_ERROR = 0.2  # how far a rate predicted from another model's may be off
 USUAL = Calibration(  # of a big core or two, where no phone is named
     stream_gb_s=Interval(10, 20, 40),
-    decode_gops_8_bit=Interval(30, 60, 120),
-    decode_gops_4_bit=Interval(30, 60, 120),
-    prefill_gops=Interval(100, 200, 400),
-    attention_gops=Interval(5, 12, 30),
-    overhead_us=Interval(5, 20, 60),
+    stream_4_bit_gb_s=Interval(8, 16, 32),
+    decode_gops_8_bit=Interval(40, 80, 160),
+    decode_gops_4_bit=Interval(50, 100, 200),
+    prefill_gops_8_bit=Interval(150, 300, 600),
+    prefill_gops_4_bit=Interval(125, 250, 500),
+    attention_gops=Interval(5, 10, 20),
+    prefill_attention_gops=Interval(20, 40, 80),
+    activations_g_s=Interval(2, 4, 8),
+    overhead_us=Interval(20, 50, 100),
     cache_mib=Interval(4, 8, 16),
     source="a usual core",
 )
+DECODE_RATES = ("stream", "stream_4_bit", "ops_8_bit", "ops_4_bit", "attention_ops", "activations")
+PREFILL_RATES = ("prefill_ops_8_bit", "prefill_ops_4_bit", "prefill_attention_ops")
 
 Positive = Annotated[float, pydantic.Field(gt=0, lt=1e9)]
 IGNORED = pydantic.ConfigDict(extra="ignore", frozen=True)  # a profile says much that is not asked here
@@ -137,31 +144,34 @@ def calibration_of_profile(path: Path, rates: ProfiledRates, profiled: ModelFact
         raise UsageError(f"--profile {path}", what, "name that artifact with --profiled")
     position = rates.prompt_tokens + rates.new_tokens // 2
     likely = start.likely()
-    decode_factor = decode_seconds(profiled, likely, position) * rates.best.decode_tokens_per_s.median
-    scaled = dataclasses.replace(
-        likely,
-        stream=likely.stream * decode_factor,
-        ops_8_bit=likely.ops_8_bit * decode_factor,
-        ops_4_bit=likely.ops_4_bit * decode_factor,
-        attention_ops=likely.attention_ops * decode_factor,
-        overhead_s=likely.overhead_s / decode_factor,
-    )
+    decode = decode_seconds(profiled, likely, position) * rates.best.decode_tokens_per_s.median
+    scaled = _faster(likely, DECODE_RATES, decode)
+    scaled = dataclasses.replace(scaled, overhead_s=likely.overhead_s / decode)
     measured_s = rates.prompt_tokens / rates.best.prefill_tokens_per_s.median
-    low, high = likely.prefill_ops / 1000, likely.prefill_ops * 1000
+    low, high = 1 / 1000, 1000.0
     for _ in range(60):  # a faster rate is never slower, so halving finds it
         middle = (low * high) ** 0.5
-        slower = prefill_seconds(profiled, dataclasses.replace(scaled, prefill_ops=middle), rates.prompt_tokens) > measured_s
+        slower = prefill_seconds(profiled, _faster(scaled, PREFILL_RATES, middle), rates.prompt_tokens) > measured_s
         low, high = (middle, high) if slower else (low, middle)
+    scaled = _faster(scaled, PREFILL_RATES, high)
     return Calibration(
         stream_gb_s=_about(scaled.stream / 1e9),
+        stream_4_bit_gb_s=_about(scaled.stream_4_bit / 1e9),
         decode_gops_8_bit=_about(scaled.ops_8_bit / 1e9),
         decode_gops_4_bit=_about(scaled.ops_4_bit / 1e9),
-        prefill_gops=_about(high / 1e9),
+        prefill_gops_8_bit=_about(scaled.prefill_ops_8_bit / 1e9),
+        prefill_gops_4_bit=_about(scaled.prefill_ops_4_bit / 1e9),
         attention_gops=_about(scaled.attention_ops / 1e9),
+        prefill_attention_gops=_about(scaled.prefill_attention_ops / 1e9),
+        activations_g_s=_about(scaled.activations / 1e9),
         overhead_us=_about(scaled.overhead_s * 1e6),
         cache_mib=start.cache_mib,
         source=f"profile {path.name}",
     )
+
+
+def _faster(speeds: Speeds, rates: Sequence[str], factor: float) -> Speeds:
+    return dataclasses.replace(speeds, **{rate: factor * getattr(speeds, rate) for rate in rates})
 
 
 def _about(value: float) -> Interval:

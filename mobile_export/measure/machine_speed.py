@@ -6,9 +6,11 @@ What it gives is the object "calibration" of a profile, from which `check --prof
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -18,10 +20,15 @@ from mobile_export.measure.measurement import STRICT
 
 SECONDS = 120.0  # after so long it hangs
 PROCESSES = 3
-# ExecuTorch calls two delegates and five operators in an execution of a block, and every operator of a delegate meets wider
-# values than the micro-benchmark's: measured on x86-64, one thread (benchmarks/decode_prediction.py).
-CALLS_US = 8.0
-EIGHT_BIT_ROW = 1028 / 1024  # bytes a value of the benchmark's 8-bit weights, scales included
+CALLS_US = 6.0  # what ExecuTorch takes for two delegates and five operators; on x86-64 (benchmarks/decode_prediction.py)
+COPIES_US = 0.6  # and to copy a token's values from operator to operator, on one thread
+EIGHT_BIT, FOUR_BIT = 1028 / 1024, 0.5625  # bytes a value of the benchmark's weights, scales included
+PROMPT = 128  # tokens
+KEPT = 1.3  # times as fast as from memory: then a cache has kept the weights
+BLOCK_MIB, MATRIX_MIB = 2.0, 0.5  # of weights: what a block of the models this tool is for has, and one of its matrices
+BLOCK_VALUES = 12 * 512 + 4 * 1536  # of the benchmark's block, as budget/latency.py counts them
+BLOCK_OPERATIONS = 2 * (2 * 512 * 512 + 3 * 512 * 1536)
+LEAST = 0.05  # of a block's time, for what is not products: where noise leaves nothing of it
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,8 +44,10 @@ class MachineSpeed:
     """What a number of threads does.
 
     stream: 10**9 bytes a second that are read and nothing else. decode_*: 10**9 operations a second, a multiplication and an
-    addition being two, of a product with one token, by the size of its weights. prefill_*: the same of 128 tokens.
-    attention_gops: of one token over float32 keys and values. execution_us: a block's calls and small operators in XNNPACK.
+    addition being two, of a product with one token, by the size of its weights; cold_*: of one among others, its weights
+    coming from memory; again_*: of one that ran just before. prefill_4_bit_gops: of 128 tokens. attention_gops,
+    prefill_attention_gops: of one token, and of 128, over float32 keys and values from memory. *block*_us: of a block of 512
+    by 1536, without its attention, for one token, and for 128.
     """
 
     runtime: str
@@ -46,59 +55,68 @@ class MachineSpeed:
     stream: list[AtSize]
     decode_8_bit: list[AtSize]
     decode_4_bit: list[AtSize]
-    prefill_8_bit_gops: float
+    cold_8_bit: list[AtSize]
+    again_8_bit: list[AtSize]
+    cold_4_bit: list[AtSize]
+    again_4_bit: list[AtSize]
     prefill_4_bit_gops: float
     attention_gops: float
-    execution_us: float
+    prefill_attention_gops: float
+    block_4_bit_us: float
+    prefill_block_8_bit_us: float
+    prefill_block_4_bit_us: float
 
     def calibration(self) -> dict[str, float]:
         """The numbers a prediction needs, by the names docs/budget.md explains."""
-        eight, four = self.decode_8_bit, self.decode_4_bit
-        largest = max(eight, key=lambda at: at.mib)
-        streamed = largest.rate / 2 * EIGHT_BIT_ROW
-        cached = max(at.rate for at in eight) / 2 * EIGHT_BIT_ROW
-        held = [at.mib for at in eight if at.rate / 2 * EIGHT_BIT_ROW > (streamed * cached) ** 0.5]
+        cold_8_bit, cold_4_bit = (_near(MATRIX_MIB, rates) for rates in (self.cold_8_bit, self.cold_4_bit))
+        pairs = zip(self.again_4_bit, self.cold_4_bit, strict=True)
+        kept = [again.mib for again, cold in pairs if again.rate > KEPT * cold.rate]
+        prompt_us = PROMPT * BLOCK_OPERATIONS / self.prefill_4_bit_gops / 1e3
+        between_us = max(self.prefill_block_4_bit_us - prompt_us, LEAST * self.prefill_block_4_bit_us)
         return {
-            "stream_gb_s": streamed,
-            "decode_gops_8_bit": max(at.rate for at in eight),
-            "decode_gops_4_bit": max(at.rate for at in four),
-            "prefill_gops": (self.prefill_8_bit_gops * self.prefill_4_bit_gops) ** 0.5,
+            "stream_gb_s": cold_8_bit * EIGHT_BIT / 2,
+            "stream_4_bit_gb_s": cold_4_bit * FOUR_BIT / 2,
+            "decode_gops_8_bit": _near(BLOCK_MIB, self.again_8_bit),
+            "decode_gops_4_bit": _near(BLOCK_MIB, self.again_4_bit),
+            "prefill_gops_8_bit": PROMPT * BLOCK_OPERATIONS / max(self.prefill_block_8_bit_us - between_us, between_us) / 1e3,
+            "prefill_gops_4_bit": self.prefill_4_bit_gops,
             "attention_gops": self.attention_gops,
-            "overhead_us": self.execution_us + CALLS_US,
-            "cache_mib": max(held),
+            "prefill_attention_gops": self.prefill_attention_gops,
+            "activations_g_s": PROMPT * BLOCK_VALUES / (between_us + PROMPT * COPIES_US) / 1e3,
+            "overhead_us": max(self.block_4_bit_us - BLOCK_OPERATIONS / cold_4_bit / 1e3, 0) + CALLS_US,
+            "cache_mib": max(kept, default=self.again_4_bit[0].mib / 2),
         }
+
+
+def _near(mib: float, rates: Sequence[AtSize]) -> float:
+    return min(rates, key=lambda at: abs(at.mib - mib)).rate
 
 
 _SPEED = pydantic.TypeAdapter(MachineSpeed)
 
 
 def measure_speed(runner: Path, threads: int, *, processes: int = PROCESSES, timeout_s: float = SECONDS) -> MachineSpeed:
-    """The fastest of some processes in everything: what else a machine does only ever slows one down.
+    """The medians of some processes.
 
     Args:
         runner: the C++ one, or another that takes --calibrate and --threads and prints the fields of MachineSpeed.
     Raises:
         MissingTool: it does not start, fails, hangs, or prints something else.
     """
-    return fastest([_run(runner, threads, timeout_s) for _ in range(processes)])
+    return typical([_run(runner, threads, timeout_s) for _ in range(processes)])
 
 
-def fastest(runs: Sequence[MachineSpeed]) -> MachineSpeed:
-    """The best of every rate, and the shortest execution."""
+def typical(runs: Sequence[MachineSpeed]) -> MachineSpeed:
+    """The median of everything: what else a machine does, and its neighbours, is part of how fast a model will be."""
 
-    def best(sizes: Sequence[list[AtSize]]) -> list[AtSize]:
-        return [AtSize(at[0].mib, max(one.rate for one in at)) for at in zip(*sizes, strict=True)]
+    def median(name: str) -> Any:
+        values = [getattr(run, name) for run in runs]
+        if not isinstance(values[0], list):
+            return statistics.median(values)
+        return [AtSize(at[0].mib, statistics.median(one.rate for one in at)) for at in zip(*values, strict=True)]
 
-    return dataclasses.replace(
-        runs[0],
-        stream=best([run.stream for run in runs]),
-        decode_8_bit=best([run.decode_8_bit for run in runs]),
-        decode_4_bit=best([run.decode_4_bit for run in runs]),
-        prefill_8_bit_gops=max(run.prefill_8_bit_gops for run in runs),
-        prefill_4_bit_gops=max(run.prefill_4_bit_gops for run in runs),
-        attention_gops=max(run.attention_gops for run in runs),
-        execution_us=min(run.execution_us for run in runs),
-    )
+    measured = [field.name for field in dataclasses.fields(MachineSpeed) if field.name not in ("runtime", "threads")]
+    return dataclasses.replace(runs[0], **{name: median(name) for name in measured})
 
 
 def _run(runner: Path, threads: int, timeout_s: float) -> MachineSpeed:

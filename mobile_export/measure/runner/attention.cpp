@@ -225,6 +225,7 @@ void attend_range(const Attention& a, int64_t kv_head, int64_t from, int64_t to,
   }
   for (int64_t n = 0; n < count; ++n) {
     if (n + kAhead < count) prefetch(a.keys, from + n + kAhead, kv_head, dim);
+    prefetch(a.values, from + n, kv_head, dim);
     const float* key = unscaled(a.keys, from + n, kv_head, dim, key_row);
     if (padded == 1) {
       dot_one(queries, key, dim, scores + n);
@@ -248,7 +249,6 @@ void attend_range(const Attention& a, int64_t kv_head, int64_t from, int64_t to,
   std::fill_n(result, padded * wide, 0.f);
   for (int64_t first = 0; first < count; first += kTileKeys) {
     const int64_t keys = std::min(kTileKeys, count - first);
-    for (int64_t n = first; n < first + keys; ++n) prefetch(a.values, from + n, kv_head, dim);
     const float* values = tile;
     if (in_place) {
       values = a.values.values + value_at(a.values, from + first, kv_head);
@@ -276,8 +276,9 @@ void attend_few(const Attention& a, int64_t threads) {
   float* results = scratch<1>(a.kv_heads * ranges * partials.size());
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t range = unit % ranges, from = most * range / ranges, to = most * (range + 1) / ranges;
-      attend_range(a, unit / ranges, from, to, partials, results + unit * partials.size());
+      const int64_t range = unit / a.kv_heads, kv_head = unit % a.kv_heads;  // a thread reads on where it was
+      const int64_t from = most * range / ranges, to = most * (range + 1) / ranges;
+      attend_range(a, kv_head, from, to, partials, results + (kv_head * ranges + range) * partials.size());
     }
   };
   if (serial) {

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
@@ -23,9 +24,12 @@ constexpr double kGroupSeconds = 2e-3;  // long against the clock and a wake-up,
 constexpr int kGroups = 15;
 constexpr double kMiB = 1 << 20;
 constexpr double kSizesMiB[] = {0.5, 1, 2, 4, 8, 16, 32, 64, 128};
+constexpr double kMoreThanACacheMiB = 64;
+constexpr double kLargestAgainMiB = 16;
 constexpr size_t kColumns = 1024;
 constexpr size_t kGroupSize = 32;
 constexpr size_t kPrompt = 128;
+constexpr size_t kManyBlocks = 40, kFewBlocks = 4;  // more than a cache holds; enough for products of a prompt
 constexpr size_t kPromptRows = 2048;
 constexpr float kAny = std::numeric_limits<float>::infinity();
 
@@ -131,9 +135,9 @@ class Graph {
   void sigmoid(uint32_t in, uint32_t out) { check(xnn_define_sigmoid(subgraph_, in, out, 0), "a sigmoid"); }
 
   // An RMS norm as our exports have it: the mean is a product with one row.
-  uint32_t norm(uint32_t input, size_t width) {
-    const uint32_t square = internal(1, width), mean = internal(1, 1), root = internal(1, 1);
-    const uint32_t scaled = internal(1, width), out = internal(1, width);
+  uint32_t norm(uint32_t input, size_t rows, size_t width) {
+    const uint32_t square = internal(rows, width), mean = internal(rows, 1), root = internal(rows, 1);
+    const uint32_t scaled = internal(rows, width), out = internal(rows, width);
     check(xnn_define_square(subgraph_, input, square, 0), "a square");
     float_product(square, constant(1, width, 1.f / static_cast<float>(width)), mean);
     check(xnn_define_reciprocal_square_root(subgraph_, mean, root, 0), "a root");
@@ -179,17 +183,22 @@ class Graph {
   std::vector<std::vector<uint8_t>> codes_;
 };
 
-// Seconds of [batch, columns] times [rows, columns]^T.
-double product_seconds(size_t batch, size_t rows, int bits) {
-  Graph graph(2);
-  const uint32_t input = graph.external(0, batch, kColumns, XNN_VALUE_FLAG_EXTERNAL_INPUT);
-  const uint32_t output = graph.external(1, batch, rows, XNN_VALUE_FLAG_EXTERNAL_OUTPUT);
-  graph.product(input, output, batch, rows, kColumns, bits);
-  graph.finish();
-  if (std::abs(graph.first_of(1) - 1) > 0.05f) {
-    throw std::runtime_error("XNNPACK: a product of ones gives " + std::to_string(graph.first_of(1)));
+// [batch, columns] times [rows, columns]^T.
+std::unique_ptr<Graph> product_graph(size_t batch, size_t rows, int bits) {
+  auto graph = std::make_unique<Graph>(2);
+  const uint32_t input = graph->external(0, batch, kColumns, XNN_VALUE_FLAG_EXTERNAL_INPUT);
+  const uint32_t output = graph->external(1, batch, rows, XNN_VALUE_FLAG_EXTERNAL_OUTPUT);
+  graph->product(input, output, batch, rows, kColumns, bits);
+  graph->finish();
+  if (std::abs(graph->first_of(1) - 1) > 0.05f) {
+    throw std::runtime_error("XNNPACK: a product of ones gives " + std::to_string(graph->first_of(1)));
   }
-  return seconds_of([&] { graph.call(); });
+  return graph;
+}
+
+double product_seconds(size_t batch, size_t rows, int bits) {
+  const auto graph = product_graph(batch, rows, bits);
+  return seconds_of([&] { graph->call(); });
 }
 
 // Bytes of a row of weights, scales included.
@@ -204,6 +213,32 @@ std::string matvec_json(int bits) {
     json << (json.tellp() > 0 ? "," : "[") << "{\"mib\":" << mib << ",\"rate\":" << gops << "}";
   }
   return json.str() + "]";
+}
+
+// Of products among others, so that their weights come from memory ("cold"), and of those that run a second time right after
+// ("again"): what a cache keeps of a block that is shared. A number a size, as above.
+std::string among_others_json(int bits) {
+  const std::string name = std::to_string(bits) + "_bit";
+  std::ostringstream cold, again;
+  for (const double mib : kSizesMiB) {
+    if (mib > kLargestAgainMiB) break;
+    const auto rows = static_cast<size_t>(mib * kMiB / static_cast<double>(row_bytes(bits)));
+    std::vector<std::unique_ptr<Graph>> graphs;
+    for (double held = 0; held < kMoreThanACacheMiB; held += mib) graphs.push_back(product_graph(1, rows, bits));
+    const auto run = [&](int times) {
+      return seconds_of([&] {
+        for (const auto& graph : graphs) {
+          for (int i = 0; i < times; ++i) graph->call();
+        }
+      });
+    };
+    const double once = run(1), second = std::max(run(2) - once, 0.01 * once);
+    const double operations = 2e-9 * static_cast<double>(graphs.size() * rows * kColumns);
+    const char* before = cold.tellp() > 0 ? "," : "[";
+    cold << before << "{\"mib\":" << mib << ",\"rate\":" << operations / once << "}";
+    again << before << "{\"mib\":" << mib << ",\"rate\":" << operations / second << "}";
+  }
+  return "\"cold_" + name + "\":" + cold.str() + "],\"again_" + name + "\":" + again.str() + "]";
 }
 
 double prefill_gops(int bits) {
@@ -232,71 +267,90 @@ std::string stream_json() {
   return json.str() + "]";
 }
 
-// Operations of one token's attention over float32 keys and values of many slots, one after the other, as a token meets them.
-double attention_gops() {
-  constexpr int64_t kSlots = 32, kContext = 512, kHeads = 9, kKvHeads = 3, kHeadDim = 64, kSlot = kContext * kKvHeads * kHeadDim;
+// Operations a second of attention over float32 keys and values that come from memory: more slots than a cache holds, one after
+// the other, as a token meets them. length: queries at once.
+double attention_gops(int64_t length) {
+  constexpr int64_t kSlots = 128, kContext = 256, kHeads = 9, kKvHeads = 3, kHeadDim = 64, kSlot = kContext * kKvHeads * kHeadDim;
   std::vector<float> keys(kSlots * kSlot, 0.5f), values(kSlots * kSlot, 0.5f);
-  std::vector<float> query(kHeads * kHeadDim, 0.5f), out(query.size());
+  std::vector<float> query(length * kHeads * kHeadDim, 0.5f), out(query.size());
   Attention a;
   a.query = {query.data(), nullptr, nullptr, nullptr, kHeads * kHeadDim, kHeadDim, 0, 0};
   a.out = out.data();
-  a.length = 1;
+  a.length = length;
   a.n_keys = kContext;
-  a.start = kContext - 1;
+  a.start = kContext - length;
   a.heads = kHeads;
   a.kv_heads = kKvHeads;
   a.head_dim = kHeadDim;
   a.scale = 0.125f;
+  a.causal = true;
   const double seconds = seconds_of([&] {
-    for (int64_t slot = 0; slot < kSlots; ++slot) {
+    for (int64_t slot = 0; slot < kSlots; slot += length) {
       a.keys = {keys.data() + slot * kSlot, nullptr, nullptr, nullptr, kKvHeads * kHeadDim, kHeadDim, 0, 0};
       a.values = {values.data() + slot * kSlot, nullptr, nullptr, nullptr, kKvHeads * kHeadDim, kHeadDim, 0, 0};
       attend(a);
     }
   });
-  return 1e-9 * 4 * kSlots * kContext * kHeads * kHeadDim / seconds;
+  const double seen = static_cast<double>(kContext) - static_cast<double>(length - 1) / 2;  // keys of a query, on average
+  return 1e-9 * 4 * kSlots * seen * kHeads * kHeadDim / seconds;
 }
 
-// Microseconds of one execution of a block so narrow that its calls and small operators are all there is.
-double execution_us() {
-  constexpr size_t kHidden = 64, kWide = 128;
-  Graph first(3), second(4);
-  {
-    const uint32_t x = first.external(0, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_INPUT);
-    const uint32_t turned = first.external(1, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_OUTPUT);
-    const uint32_t angles = first.external(2, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_INPUT);
-    const uint32_t qkv = first.internal(1, kHidden), swapped = first.internal(1, kHidden);
-    const uint32_t cosines = first.internal(1, kHidden), sines = first.internal(1, kHidden);
-    first.product(first.norm(x, kHidden), qkv, 1, kHidden, kHidden, 4);
-    first.float_product(qkv, first.constant(kHidden, kHidden, 1), swapped);
-    first.multiply(qkv, angles, cosines);
-    first.multiply(swapped, angles, sines);
-    first.add(cosines, sines, turned);
-    first.finish();
+constexpr size_t kHidden = 512, kWide = 1536, kHeadDim = 64, kRotated = kHidden / kHeadDim;  // of a block
+constexpr uint32_t kIn = XNN_VALUE_FLAG_EXTERNAL_INPUT, kOut = XNN_VALUE_FLAG_EXTERNAL_OUTPUT;
+
+// What an export of ours has before the attention: norm, product, rotation.
+std::unique_ptr<Graph> attention_input(size_t tokens, int bits) {
+  auto graph = std::make_unique<Graph>(4);
+  const uint32_t x = graph->external(0, tokens, kHidden, kIn), qkv = graph->external(1, tokens, kHidden, kOut);
+  const uint32_t heads = graph->external(2, tokens * kRotated, kHeadDim, kIn);
+  const uint32_t turned = graph->external(3, tokens * kRotated, kHeadDim, kOut);
+  graph->product(graph->norm(x, tokens, kHidden), qkv, tokens, kHidden, kHidden, bits);
+  const uint32_t swapped = graph->internal(tokens * kRotated, kHeadDim);
+  const uint32_t cosines = graph->internal(tokens * kRotated, kHeadDim), sines = graph->internal(tokens * kRotated, kHeadDim);
+  const uint32_t angles = graph->constant(1, kHeadDim, 0.5f);
+  graph->float_product(heads, graph->constant(kHeadDim, kHeadDim, 1), swapped);
+  graph->multiply(heads, angles, cosines);
+  graph->multiply(swapped, angles, sines);
+  graph->add(cosines, sines, turned);
+  graph->finish();
+  return graph;
+}
+
+// And after it: output product, norm, gated feed-forward, both sums.
+std::unique_ptr<Graph> feed_forward(size_t tokens, int bits) {
+  auto graph = std::make_unique<Graph>(3);
+  const uint32_t x = graph->external(0, tokens, kHidden, kIn), mixed = graph->external(1, tokens, kHidden, kIn);
+  const uint32_t out = graph->external(2, tokens, kHidden, kOut);
+  const uint32_t projected = graph->internal(tokens, kHidden), sum = graph->internal(tokens, kHidden);
+  const uint32_t gate = graph->internal(tokens, kWide), open = graph->internal(tokens, kWide);
+  const uint32_t silu = graph->internal(tokens, kWide), up = graph->internal(tokens, kWide);
+  const uint32_t wide = graph->internal(tokens, kWide), down = graph->internal(tokens, kHidden);
+  graph->product(mixed, projected, tokens, kHidden, kHidden, bits);
+  graph->add(x, projected, sum);
+  const uint32_t normed = graph->norm(sum, tokens, kHidden);
+  graph->product(normed, gate, tokens, kWide, kHidden, bits);
+  graph->product(normed, up, tokens, kWide, kHidden, bits);
+  graph->sigmoid(gate, open);
+  graph->multiply(gate, open, silu);
+  graph->multiply(silu, up, wide);
+  graph->product(wide, down, tokens, kHidden, kWide, bits);
+  graph->add(sum, down, out);
+  graph->finish();
+  return graph;
+}
+
+// Microseconds a block takes for so many tokens, attention apart: products, norms, rotation, gate, sums, calls. Of blocks one
+// after the other, so that what a call needs is as cold as in a model.
+double block_us(size_t tokens, size_t blocks, int bits) {
+  std::vector<std::unique_ptr<Graph>> graphs;
+  for (size_t i = 0; i < blocks; ++i) {
+    graphs.push_back(attention_input(tokens, bits));
+    graphs.push_back(feed_forward(tokens, bits));
   }
-  {
-    const uint32_t x = second.external(0, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_INPUT);
-    const uint32_t mixed = second.external(1, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_INPUT);
-    const uint32_t out = second.external(2, 1, kHidden, XNN_VALUE_FLAG_EXTERNAL_OUTPUT);
-    const uint32_t projected = second.internal(1, kHidden), sum = second.internal(1, kHidden);
-    const uint32_t gate = second.internal(1, kWide), open = second.internal(1, kWide), silu = second.internal(1, kWide);
-    const uint32_t up = second.internal(1, kWide), wide = second.internal(1, kWide), down = second.internal(1, kHidden);
-    second.product(mixed, projected, 1, kHidden, kHidden, 4);
-    second.add(x, projected, sum);
-    const uint32_t normed = second.norm(sum, kHidden);
-    second.product(normed, gate, 1, kWide, kHidden, 4);
-    second.product(normed, up, 1, kWide, kHidden, 4);
-    second.sigmoid(gate, open);
-    second.multiply(gate, open, silu);
-    second.multiply(silu, up, wide);
-    second.product(wide, down, 1, kHidden, kWide, 4);
-    second.add(sum, down, out);
-    second.finish();
-  }
-  return 1e6 * seconds_of([&] {
-    first.call();
-    second.call();
+  const double seconds = seconds_of([&] {
+    for (const auto& graph : graphs) graph->call();
   });
+  return 1e6 * seconds / static_cast<double>(blocks);
 }
 
 }  // namespace
@@ -306,8 +360,12 @@ std::string calibrate_json(const std::string& runtime) {
   json << "{\"runtime\":\"" << runtime
        << "\",\"threads\":" << executorch::extension::threadpool::get_threadpool()->get_thread_count()
        << ",\"stream\":" << stream_json() << ",\"decode_8_bit\":" << matvec_json(8) << ",\"decode_4_bit\":" << matvec_json(4)
-       << ",\"prefill_8_bit_gops\":" << prefill_gops(8) << ",\"prefill_4_bit_gops\":" << prefill_gops(4)
-       << ",\"attention_gops\":" << attention_gops() << ",\"execution_us\":" << execution_us() << "}";
+       << "," << among_others_json(8) << "," << among_others_json(4)
+       << ",\"prefill_4_bit_gops\":" << prefill_gops(4)
+       << ",\"attention_gops\":" << attention_gops(1) << ",\"prefill_attention_gops\":" << attention_gops(kPrompt)
+       << ",\"block_4_bit_us\":" << block_us(1, kManyBlocks, 4)
+       << ",\"prefill_block_8_bit_us\":" << block_us(kPrompt, kFewBlocks, 8)
+       << ",\"prefill_block_4_bit_us\":" << block_us(kPrompt, kFewBlocks, 4) << "}";
   return json.str();
 }
 
