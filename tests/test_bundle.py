@@ -210,7 +210,7 @@ def test_a_missing_tool_is_named_and_in_doctor(tmp_path, monkeypatch, lacking, l
         fake(tmp_path / "bin", name, "echo 99.0")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert refusal().startswith(line)
-    (step,) = (step for step in steps_here() if step.name == "runner for arm64 phones")
+    (step,) = (step for step in steps_here() if step.name == "runner for phones")
     assert [need.name for need in step.needs if not need.met] == [lacking]
     assert not step.required
 
