@@ -61,7 +61,8 @@ class Launcher:
 
     def processes(self) -> dict[int, str]:
         """What runs on the phone: host's process id -> arguments."""
-        return {pid: arguments for pid, arguments in self._marked().items() if not arguments.startswith(_found("proot"))}
+        ours = tuple(f"{_found(tool)} " for tool in ("proot", "setpriv"))
+        return {pid: arguments for pid, arguments in self._marked().items() if not arguments.startswith(ours)}
 
     def close(self) -> None:
         """Kill all that runs on the phone."""
