@@ -29,9 +29,8 @@ def program(word: str, code: int, *, seconds: int = 0) -> bytes:
         *(_move(X0, code), _move(X8, EXIT), SYSCALL),
     ]
     assert len(assembled) == instructions
-    content = (
-        struct.pack(f"<{instructions}I", *assembled) + text.ljust(times_at - words_at, b"\0") + struct.pack("<2Q", seconds, 0)
-    )
+    padded = text.ljust(times_at - words_at, b"\0")
+    content = struct.pack(f"<{instructions}I", *assembled) + padded + struct.pack("<2Q", seconds, 0)
     size = HEADERS + len(content)
     identification = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)  # 64 bit, little-endian, version 1
     executable, arm64 = 2, 183

@@ -104,11 +104,13 @@ class Bed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for daemon in self._daemons:
-            daemon.close()
-            daemon.root.make_removable()
-        self._server.kill()
-        self._server.wait()
+        try:
+            for daemon in self._daemons:
+                daemon.close()
+                daemon.root.make_removable()
+        finally:
+            self._server.kill()
+            self._server.wait()
 
     def phone(self, fixture: str = "pixel8", faults: Faults | None = None, *, connect: bool = True) -> Phone:
         """A new phone of fixtures/`fixture`, connected to the server.

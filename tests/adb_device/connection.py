@@ -210,8 +210,8 @@ class Connection:
     def _serve(self, service: Service, stream: Stream) -> None:
         try:
             service(stream)
-        except EOFError:
-            pass  # the other side went first
+        except (EOFError, ProtocolError):
+            pass  # the other side went first, or out of step
         finally:
             self._streams.pop(stream.ours, None)
             with contextlib.suppress(EOFError):

@@ -35,7 +35,7 @@ class Faults:
     killed: str | None = None  # programs with this text in their arguments get SIGKILL, as from lmkd
     not_writable: bool = False  # /data/local/tmp
     free_kib: int | None = None  # what `df` says
-    clock_jump: int = 0  # from the third command on, `date` and file times are off by this
+    clock_jump: int = 0  # from the third command on, `date` is off by so many seconds
     missing_tools: tuple[str, ...] = ()  # of /system/bin, for example "sha256sum"
     missing_services: tuple[str, ...] = ()  # `dumpsys NAME` knows no such service
     denied: tuple[str, ...] = ()  # paths (with * and ?) that `shell` may not read, and services it may not dump

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from adb_device.root import Root
 
+MARKER = "ADB_DEVICE"  # in the environment of all that runs on one phone; tools/processes looks for it
 # qemu's default CPU has SME, and XNNPACK's int8 kernels for it give wrong numbers under qemu 7.2.
 EMULATOR = ("qemu-aarch64-static", "-cpu", "cortex-a76")
 PATH = "/product/bin:/apex/com.android.runtime/bin:/system/bin:/system/xbin:/odm/bin:/vendor/bin"
@@ -30,7 +31,7 @@ class Launcher:
     def __init__(self, root: Root, *, arm64: bool = True, killed: str | None = None) -> None:
         self._root = root
         self._arm64 = arm64
-        self._marker = f"ADB_DEVICE={uuid.uuid4().hex}"  # in the environment of all that runs on the phone
+        self._marker = uuid.uuid4().hex
         self._started: list[subprocess.Popen[bytes]] = []
         self._closing = threading.Event()
         if killed is not None:
@@ -61,7 +62,8 @@ class Launcher:
 
     def processes(self) -> dict[int, str]:
         """What runs on the phone: host's process id -> arguments."""
-        return {pid: arguments for pid, arguments in self._marked().items() if not arguments.startswith(_found("proot"))}
+        ours = tuple(f"{_found(tool)} " for tool in ("proot", "setpriv"))
+        return {pid: arguments for pid, arguments in self._marked().items() if not arguments.startswith(ours)}
 
     def close(self) -> None:
         """Kill all that runs on the phone."""
@@ -79,10 +81,8 @@ class Launcher:
         for source, target in self._root.binds():
             arguments += ["-b", f"{source}:{target}"]
         if not self._arm64:
-            script = (
-                self._root.folder / "system/bin/getprop"
-            )  # an emulator that is no ELF file gives ENOEXEC, as the kernel would
-            arguments += ["-q", str(script)]
+            # An emulator that is no ELF file gives ENOEXEC, as the kernel of such a phone does.
+            arguments += ["-q", str(self._root.folder / "system/bin/getprop")]
         elif platform.machine() != "aarch64":
             arguments += ["-q", " ".join([_found(EMULATOR[0]), *EMULATOR[1:]])]
         return [*arguments, "/system/bin/sh", "-c", command]
@@ -98,7 +98,7 @@ class Launcher:
             "USER": "shell",
             "LOGNAME": "shell",
             "TERM": "dumb",
-            **dict([self._marker.split("=")]),
+            MARKER: self._marker,
             "PROOT_TMP_DIR": str(self._root.folder.parent),
         }
 
@@ -107,7 +107,7 @@ class Launcher:
         for process in Path("/proc").iterdir():
             if process.name.isdigit():
                 try:
-                    if self._marker.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    if f"{MARKER}={self._marker}".encode() in (process / "environ").read_bytes().split(b"\0"):
                         arguments = (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                         found[int(process.name)] = b" ".join(arguments).decode(errors="replace")
                 except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from adb_device.connection import Stream
 from adb_device.faults import Faults, Strikes
+from adb_device.protocol import ProtocolError
 from adb_device.root import Root
 
 CHUNK = 1 << 16  # bytes in one DATA, at most
@@ -103,7 +104,7 @@ class Sync:
                 block = source.read(15 * CHUNK)
                 done = b"" if len(block) == 15 * CHUNK else b"DONE" + bytes(4)
                 if rubbish is not None:
-                    block = rubbish.randbytes(rubbish.randrange(1, 2 * len(block)))
+                    block = rubbish.randbytes(rubbish.randrange(1, 2 * len(block) + 2))
                 stream.write(b"".join((*_chunks(block), done)))
         return True
 
@@ -128,7 +129,7 @@ class Sync:
             _fail(stream, f"couldn't write: {error.strerror}")
             _throw_away(stream)
             return False
-        except EOFError:  # adbd leaves no half file either
+        except (EOFError, ProtocolError):  # adbd leaves no half file either
             Path(target.name).unlink(missing_ok=True)
             raise
         Path(target.name).chmod(mode & 0o700 | (mode & 0o700) >> 3 | (mode & 0o700) >> 6)  # as adbd: everyone as the owner
@@ -156,7 +157,7 @@ def _next_block(stream: Stream) -> bytes | int:
     if kind == b"DONE":
         return size
     if kind != b"DATA" or size > CHUNK:
-        raise OSError(errno.EPROTO, "invalid data message")
+        raise ProtocolError(f"{kind!r} of {size} bytes in a push")
     return stream.read(size)
 
 
