@@ -38,7 +38,7 @@ from mobile_export.units import counted
 MODEL = "facebook/MobileLLM-125M"
 PAPER_MS = {BASE: (39.2, 1361.7, 15.6), SHARED: (43.6, 1388.2, 16.0), UNSHARED: (68.6, 3347.7, 29.0)}  # load, init, execute
 PAPER_ROWS = (
-    Row[Measurement]("load, ms", lambda m: 1e3 * m.load_s, 2),
+    Row[Measurement]("load, ms", lambda m: 1e3 * m.load_s, 3),
     Row[Measurement]("init, ms", lambda m: 1e3 * m.init_s, 0),
     Row[Measurement]("execute, ms a token", lambda m: 1e3 / decode_rate(m), 2),
 )
@@ -48,7 +48,10 @@ MAX_MEMORY_ERROR_PERCENT = 5.0
 
 @dataclass(frozen=True)
 class Predicted:
-    """MiB above the runner itself: most dirty and most resident, as `check` has them from the manifest."""
+    """MiB above the runner itself: most dirty and most resident, as `check` has them from the manifest.
+
+    The resident ones with every page of the table, which a long text touches and the few tokens of this benchmark do not.
+    """
 
     dirty_mib: float
     resident_mib: float
@@ -76,7 +79,8 @@ def main() -> int:
     predicted = {name: predict(folder) for name, folder in folders.items()}
     for threads, runs in by_threads.items():
         title = f"{MODEL}, {asked.recipe}, {counted(threads, 'thread')}: prompt 128, 64 new tokens, context 512"
-        print_comparison(f"{title}; median (least to largest)", ROWS, runs, BASE, markdown=asked.markdown)
+        rows = (PAPER_ROWS[0], *ROWS[1:])
+        print_comparison(f"{title}; median (least to largest)", rows, runs, BASE, markdown=asked.markdown)
     print_ratios(by_threads, markdown=asked.markdown)
     print_memory(predicted, by_threads[asked.threads[0]], markdown=asked.markdown)
     held = {"predicted": {name: asdict(one) for name, one in predicted.items()}, "measured": as_json(by_threads)}
@@ -142,10 +146,11 @@ def print_memory(predicted: Mapping[str, Predicted], runs: Mapping[str, Sequence
                 f"{dirty:.1f} ({off_percent(said.dirty_mib, dirty):+.1f} %)",
                 f"{clean:.1f}",
                 f"{said.resident_mib:.1f}",
-                f"{resident:.1f} ({off_percent(said.resident_mib, resident):+.1f} %)",
+                f"{resident:.1f}",
             )
         )
-    columns = ("MiB above the runner", "dirty, predicted", "measured", "clean at the end", "peak, predicted", "measured")
+    columns = ("MiB above the runner", "dirty, predicted", "measured", "clean at the end")
+    columns += ("peak, predicted with the whole table", "measured")
     print_table("Memory, predicted from the manifest and measured", columns, rows, markdown=markdown)
 
 
@@ -164,12 +169,10 @@ def judge(by_threads: Mapping[int, Mapping[str, Sequence[Measurement]]], predict
             at_most(f"layer-shared: init against base, {at}", compare(runs[SHARED], runs[BASE], init), MAX_INIT_RATIO),
             at_most(f"layer-shared: execute against unshared, {at}", compare(runs[SHARED], runs[UNSHARED], slower), 1.0),
         ]
-    for what, value, of in (
-        ("dirty", dirty_at_end, lambda said: said.dirty_mib),
-        ("peak resident", resident_at_peak_mib, lambda said: said.resident_mib),
-    ):
-        worst = max(abs(off_percent(of(predicted[name]), max(map(value, runs)))) for name, runs in first.items())
-        figures.append(at_most(f"{what}: predicted, worst of three", worst, MAX_MEMORY_ERROR_PERCENT, "%"))
+    dirty = [abs(off_percent(predicted[name].dirty_mib, max(map(dirty_at_end, runs)))) for name, runs in first.items()]
+    resident = [max(map(resident_at_peak_mib, runs)) / predicted[name].resident_mib for name, runs in first.items()]
+    figures.append(at_most("dirty: predicted, worst of three", max(dirty), MAX_MEMORY_ERROR_PERCENT, "%"))
+    figures.append(at_most("peak resident: measured against predicted, worst of three", max(resident), 1.0))
     return figures
 
 

@@ -184,7 +184,7 @@ def calibrated(values, facts=None, start=USUAL, tmp_path=Path("profile.json")):
 
 def test_a_profile_may_state_a_calibration_in_numbers_or_intervals():
     read = calibrated({"calibration": GIVEN, "whatever": [1]})
-    assert (read.stream_gb_s.low, read.stream_gb_s.likely, read.stream_gb_s.high) == pytest.approx((27, 30, 33))
+    assert (read.stream_gb_s.low, read.stream_gb_s.likely, read.stream_gb_s.high) == pytest.approx((24, 30, 36))
     assert (read.decode_gops_4_bit.low, read.decode_gops_4_bit.likely, read.decode_gops_4_bit.high) == (90, 100, 110)
     assert read.source == "profile profile.json"
 

@@ -50,6 +50,25 @@ def test_the_peak_is_what_a_process_was_measured_to_hold(case):
     assert memory.peak_dirty.low / MIB <= dirty_mib <= memory.peak_dirty.high / MIB
 
 
+TERMS = {
+    "pte": "process, runtime, code, packed weights, table, graph, KV cache, arena, workspace, logits, source",
+    "onnx": "process, runtime, code, packed weights, scales, table, graph, KV cache, activations, logits, source",
+    "coreml": "process, weights, unpacked weights, KV cache, activations, logits",
+}
+
+
+@pytest.mark.parametrize("form", TERMS)
+def test_every_term_is_there_and_is_something(form):
+    """Also those that are too small to be missed beside the others. Core ML's unpacked weights are an upper end only."""
+    terms = {term.name: term for term in estimate_memory(model(SMOLLM2_135M, 6, form=form, tied=False)).terms}
+    assert ", ".join(terms) == TERMS[form]
+    assert all(term.bytes.high > 0 for term in terms.values())
+    if form != "coreml":
+        assert terms["graph"].bytes == exactly(20_000 + 10_000 * 6)
+        runtime = {"pte": 0.12 + 13 * 0.031 + 6 * 0.006, "onnx": 3.2 + 6 * 0.13}[form]
+        assert terms["runtime"].dirty.likely == pytest.approx(runtime * MIB)
+
+
 def test_the_terms_of_a_pte_worked_by_hand():
     terms = {term.name: term for term in estimate_memory(model(SMOLLM2_135M, 6, repeats=2)).terms}
     per_block = 576 * 960 + 576 * 576 + 3 * 576 * 1536
@@ -111,6 +130,17 @@ def test_core_ml_says_that_it_was_not_measured():
     assert memory.peak.high > 2 * memory.peak.low
     kv = next(term for term in memory.terms if term.name == "KV cache")
     assert kv.dirty == exactly(6 * 512 * 2 * 3 * 64 * 2)
+
+
+def test_the_terms_of_a_core_ml_package_worked_by_hand():
+    facts = model(SMOLLM2_135M, 6, form="coreml", kv_dtype="float16")
+    terms = {term.name: term for term in estimate_memory(facts).terms}
+    per_block = 576 * 960 + 576 * 576 + 3 * 576 * 1536
+    stored = 49_152 * 576 + 49_152 * 2 + 6 * (per_block // 2 + per_block // 32 * 2)
+    assert terms["weights"].clean == exactly(stored + 4 * 576 * 13 // 2)
+    assert terms["unpacked weights"].dirty == Interval(0, 0, 2 * (49_152 * 576 + 6 * per_block))
+    assert terms["activations"].dirty.likely == 2 * 128 * (3 * 1536 + 4 * 576)
+    assert terms["logits"].dirty == Interval(2 * 49_152, 2 * 49_152, 128 * 2 * 49_152)
 
 
 # --- laws ----------------------------------------------------------------------------------------------------------
