@@ -26,13 +26,13 @@ needs_arm64 = pytest.mark.skipif(
 
 def runner_bundle() -> Bundle:
     """The bundle a phone gets."""
-    return _or_skip(lambda: arm64_bundle(lambda _: None))
+    return _or_skip(lambda: arm64_bundle(lambda _: None, download=True))
 
 
 def caller_bundle() -> Bundle:
     """The program that calls operators, for arm64."""
     sources, target, definitions = caller_sources()
-    return _or_skip(lambda: build_bundle(sources, target, lambda _: None, **definitions))
+    return _or_skip(lambda: build_bundle(sources, target, lambda _: None, download=True, **definitions))
 
 
 def emulated(bundle: Bundle, folder: Path | None = None) -> list[str]:

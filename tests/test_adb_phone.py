@@ -262,6 +262,7 @@ def test_where_adb_is_looked_for_and_in_which_order(nowhere, monkeypatch):
     ("options", "line"),
     [
         (["--keep"], "--keep: is for phones; add --adb"),
+        (["--download"], "--download: is for phones; add --adb"),
         (["--adb-path", "adb"], "--adb-path: is for phones; "),
         (["--no-fixed-clocks"], "--no-fixed-clocks: is for phones; "),
         (["--runner", "bundle"], "--runner bundle: is for phones; add --adb, or write cpp"),

@@ -135,19 +135,19 @@ def test_every_file_is_for_arm64_and_loads_with_pages_of_16_kib(pushed):
 @needs_arm64
 def test_a_bundle_is_made_once_and_again_where_a_file_was_changed(cache):
     said: list[str] = []
-    first = arm64_bundle(said.append)
+    first = arm64_bundle(said.append, download=True)
     assert first.folder.is_relative_to(cache)
     assert said == []
     library = first.folder / "libexecutorch.so"
     library.write_bytes(library.read_bytes()[:-1])
-    assert arm64_bundle(said.append) == first  # to the byte
+    assert arm64_bundle(said.append, download=True) == first  # to the byte
     assert said == ["building the runner for arm64, once"]
     assert left_in(cache) == {first.folder.name, "wheels"}
 
 
 @needs_arm64
 def test_a_bundle_another_process_made_meanwhile_is_left_alone(cache, monkeypatch):
-    made = arm64_bundle(lambda _: None)
+    made = arm64_bundle(lambda _: None, download=True)
     elsewhere = cache / "elsewhere"
     made.folder.rename(elsewhere)
 
@@ -158,7 +158,7 @@ def test_a_bundle_another_process_made_meanwhile_is_left_alone(cache, monkeypatc
     monkeypatch.setattr(bundle, "compile_program", lambda *_: made.folder / "runner")
     monkeypatch.setattr(bundle, "_assemble", meanwhile)
     before = (elsewhere / "runner").stat().st_ino
-    assert arm64_bundle(lambda _: None) == made
+    assert arm64_bundle(lambda _: None, download=True) == made
     assert (made.folder / "runner").stat().st_ino == before
 
 
@@ -188,7 +188,7 @@ def left_in(folder: Path) -> set[str]:
 
 def refusal() -> str:
     with pytest.raises(MissingTool) as caught:
-        arm64_bundle(lambda _: None)
+        arm64_bundle(lambda _: None, download=True)
     return str(caught.value)
 
 
@@ -234,8 +234,16 @@ def test_a_compiler_that_fails_leaves_nothing_behind(cache, tmp_path, monkeypatc
 
 
 @needs_arm64
+def test_nothing_is_fetched_unasked(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(arm64_wheel, "_fetch", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(MissingTool, match=r"executorch-.*aarch64\.whl: is not here yet: 17\.81 MB, .*; add --download, or pass "):
+        arm64_bundle(lambda _: None, download=False)
+
+
+@needs_arm64
 def test_an_interrupted_build_leaves_nothing_behind(cache, monkeypatch):
-    (arm64_bundle(lambda _: None).folder / "libm.so.6").unlink()
+    (arm64_bundle(lambda _: None, download=True).folder / "libm.so.6").unlink()
     before = left_in(cache)
     (cache / ".building-999999999-killed/build").mkdir(parents=True)
 
@@ -245,7 +253,7 @@ def test_an_interrupted_build_leaves_nothing_behind(cache, monkeypatch):
 
     monkeypatch.setattr(bundle, "compile_program", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        arm64_bundle(lambda _: None)
+        arm64_bundle(lambda _: None, download=True)
     assert left_in(cache) == before
 
 

@@ -59,7 +59,7 @@ def test_the_preset_builds_against_an_install_of_executorch(tmp_path):
     made = runner_bundle()
     ndk, checkout = tmp_path / "ndk/build/cmake", tmp_path / "executorch"
     install = checkout / "cmake-out-android-arm64-v8a"
-    wheel = unpack_arm64_wheel(pinned_wheel(), tmp_path / "wheel", lambda _: None)
+    wheel = unpack_arm64_wheel(pinned_wheel(), tmp_path / "wheel", lambda _: None, download=True)
     for folder, name, text in (
         (ndk, "android.toolchain.cmake", TOOLCHAIN),
         (install / "lib/cmake/ExecuTorch", "executorch-config.cmake", PACKAGE.format(wheel=wheel, sources=SOURCES)),

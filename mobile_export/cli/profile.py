@@ -68,6 +68,9 @@ def profile(
             show_default=False,
         ),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="With --adb: pip may fetch what the bundled runner is built from, 18 MB, once.")
+    ] = False,
     adb_path: Annotated[
         str | None,
         typer.Option("--adb-path", help="The adb program. Default: $ADB, the SDK's, PATH, adbutils'.", show_default=False),
@@ -117,9 +120,9 @@ def profile(
         from mobile_export.measure.curve_png import check_png
 
         check_png()
-    if adb is None and (keep or adb_path is not None or not fixed_clocks):
-        option = "--keep" if keep else "--adb-path" if adb_path is not None else "--no-fixed-clocks"
-        raise UsageError(option, "is for phones", "add --adb")
+    asked = {"--keep": keep, "--download": download, "--adb-path": adb_path is not None, "--no-fixed-clocks": not fixed_clocks}
+    if adb is None and any(asked.values()):
+        raise UsageError(next(option for option, is_given in asked.items() if is_given), "is for phones", "add --adb")
     if adb is None and runner == "bundle":
         raise UsageError("--runner bundle", "is for phones", "add --adb, or write cpp")
     from mobile_export.measure.request import Request
@@ -131,6 +134,7 @@ def profile(
         runs=runs,
         weights=weights,
         runner=runner,
+        download=download,
         cores=_cores(cores),
         cold=cold,
         operators=ops,

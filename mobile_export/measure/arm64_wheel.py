@@ -44,15 +44,20 @@ def pinned_wheel() -> FileDigest:
     return PINNED[version]
 
 
-def unpack_arm64_wheel(wheel: FileDigest, room: Path, say: Callable[[str], None]) -> Path:
+def unpack_arm64_wheel(wheel: FileDigest, room: Path, say: Callable[[str], None], *, download: bool) -> Path:
     """The wheel's package, unpacked in `room`: libraries, headers, CMake files. pip fetches it once into the cache folder.
 
+    Args:
+        download: whether it may.
     Raises:
-        MissingTool: pip cannot fetch it, or the file is another than the pinned one.
+        MissingTool: it may not, pip cannot fetch it, or the file is another than the pinned one.
         OSError: the disk is full.
     """
     kept = cache_folder() / "wheels" / wheel.name
     if not kept.is_file() or sha256(kept) != wheel.sha256:
+        if not download:
+            what = f"is not here yet: {megabytes(wheel.bytes)}, which the runner for phones is built from"
+            raise MissingTool(wheel.name, what, "add --download, or pass --runner PATH")
         say(f"fetching {wheel.name} ({megabytes(wheel.bytes)})")
         fetched = _fetch(wheel, room)
         kept.parent.mkdir(exist_ok=True)

@@ -57,16 +57,18 @@ class Bundle:
     command: tuple[str, ...]
 
 
-def arm64_bundle(say: Callable[[str], None]) -> Bundle:
+def arm64_bundle(say: Callable[[str], None], *, download: bool) -> Bundle:
     """The runner for arm64 phones, from the cache folder if it was made before.
 
+    Args:
+        download: whether pip may fetch what it is built from.
     Raises:
         MissingTool: no cross compiler, no cmake, no wheel, or they fail; no room.
     """
-    return build_bundle(SOURCES, "runner", say)
+    return build_bundle(SOURCES, "runner", say, download=download)
 
 
-def build_bundle(sources: Path, target: str, say: Callable[[str], None], **definitions: str) -> Bundle:
+def build_bundle(sources: Path, target: str, say: Callable[[str], None], *, download: bool, **definitions: str) -> Bundle:
     """An executable for arm64 made by the CMakeLists.txt in a folder, with what it loads; from the cache if made before.
 
     Args:
@@ -82,7 +84,7 @@ def build_bundle(sources: Path, target: str, say: Callable[[str], None], **defin
     bundle = _whole(made, target)
     if bundle is None:
         with room_in_cache() as room:
-            tools = Toolchain(compiler, cmake, unpack_arm64_wheel(wheel, room, say), SETTINGS, THEN)
+            tools = Toolchain(compiler, cmake, unpack_arm64_wheel(wheel, room, say, download=download), SETTINGS, THEN)
             say(f"building the {target} for arm64, once")
             program = compile_program(tools, sources, target, room / "build", definitions)
             _assemble(program, tools, room / "bundle")

@@ -43,7 +43,7 @@ def phone_runner(request: Request, manifest: Manifest, say: Callable[[str], None
         raise UsageError("--runner bundle", what, "name an executable for it with --runner PATH")
     from mobile_export.measure.bundle import arm64_bundle
 
-    bundle = arm64_bundle(say)
+    bundle = arm64_bundle(say, download=request.download)
     warn(EXPERIMENTAL)
     return PhoneRunner("bundle", {bundle.folder / file.name: file for file in bundle.files}, bundle.command, "arm64-v8a")
 
