@@ -174,6 +174,7 @@ def test_watts_are_told_only_where_they_can_be():
         ("adb: error: failed to copy 'a' to 'b': couldn't read from device", "P: the connection was cut (x); "),
         ("error: closed", "P: the connection was cut (x); "),
         ("error: protocol fault (couldn't read status): Connection reset by peer", "P: the connection was cut (x); "),
+        ("/system/bin/sh: ./runner: can't execute: Permission denied", "P: does not let us run this program (x); "),
         ("sh: ./runner: not executable: 64-bit ELF file", "P: cannot run this program, which is for another processor (x); "),
         ("cannot connect to daemon at tcp:5037: Connection refused", "P: adb's server does not start (x); "),
         ("out of luck", "P: x failed: out of luck; run it again, and report it with --debug"),

@@ -189,6 +189,13 @@ def test_the_cold_start_drops_the_files_and_is_measured_without_a_warm_up(folder
     assert [line for line in (warm, run_) if "--drop" in line] == []
 
 
+def test_it_rests_before_each_run(folder, tmp_path):
+    began = time.monotonic()
+    options = ("--threads", "1", "--runs", "1", "--runner", str(printing(tmp_path)))
+    profiled(tmp_path / "p.json", folder, *QUICK, *options, "--rest", "0.5")
+    assert time.monotonic() - began >= 1  # a run that is not counted, and one that is
+
+
 MISBEHAVIOUR = {
     "crashes": ("kill -SEGV $$", "crashed with SIGSEGV: it said nothing; pass --runner python"),
     "fails": ("echo 'first' >&2; echo 'out of luck' >&2; exit 9", "exit code 9: out of luck; "),

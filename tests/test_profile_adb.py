@@ -141,14 +141,23 @@ def test_a_profile_of_a_phone(bed, folder, tmp_path, capsys, fixture, told):
     assert_nothing_left(phone)
 
 
-def test_the_job_reaches_the_runner_and_its_trace_comes_back(bed, folder, tmp_path):
-    """Arguments as on the host, paths of the phone; nothing of the name of a file is read by the phone's shell."""
+def renamed(folder: Path, to: Path, name: str) -> Path:
+    """An artifact whose program has another name."""
+    held = json.loads((folder / "manifest.json").read_text())
+    held["files"][0]["name"] = name
+    to.mkdir()
+    (to / "manifest.json").write_text(json.dumps(held))
+    (to / name).write_bytes((folder / "model.pte").read_bytes())
+    return to
+
+
+def test_the_job_reaches_the_runner(bed, folder, tmp_path):
+    """Arguments as on the host, paths of the phone, whose shell reads no name of a file."""
     phone = bed.phone()
-    odd = tmp_path / 'it\'s; $(reboot) & "x"'
-    odd.mkdir()
-    log = "/data/local/tmp/log"
-    runner = script(odd, f'echo "$OMP_NUM_THREADS|$PWD|$*" >>{log}')
-    profiled(tmp_path, folder, "--adb", phone.serial, "--runner", runner, "--cold", "--weights", "file", "--cores", "0,2")
+    name = 'it\'s $(reboot) & "x"; .pte'
+    odd = renamed(folder, tmp_path / 'a "b"; c', name)
+    runner = script(odd, 'echo "$OMP_NUM_THREADS|$PWD|$*" >>/data/local/tmp/log')
+    profiled(tmp_path, odd, "--adb", phone.serial, "--runner", runner, "--cold", "--weights", "file", "--cores", "0,2")
     lines = [line.split("|") for line in (phone.data / "log").read_text().splitlines()]
     (phone.data / "log").unlink()
     there = lines[0][1]
@@ -156,11 +165,19 @@ def test_the_job_reaches_the_runner_and_its_trace_comes_back(bed, folder, tmp_pa
     assert {(threads, place) for threads, place, _ in lines} == {("1", there)}
     compared, warm_up, cold, measured = (line[2] for line in lines)
     tail = f"--affinity 0,2 --packed-weights {there}/packed.xnnpack --logits-of 3,4,5,6,7,8,9,10 --logits-values 8"
-    prompt = f"--model {there}/model.pte --threads 1 --prompt-tokens 10 --new-tokens 8"
+    prompt = f"--model {there}/{name} --threads 1 --prompt-tokens 10 --new-tokens 8"
     assert compared.endswith("--sequences 0 --warm-up 0 --logits-of 3,4,5,6,7,8,9,10 --logits-values 1048576")
     assert warm_up == measured == f"{prompt} --sequences 1 --warm-up 1 {tail}"
-    assert cold == f"{prompt} --sequences 0 --warm-up 0 {tail} --drop {there}/model.pte --drop {there}/packed.xnnpack"
+    assert cold == f"{prompt} --sequences 0 --warm-up 0 {tail} --drop {there}/{name} --drop {there}/packed.xnnpack"
     assert_nothing_left(phone)
+
+
+def test_a_manifest_that_leads_out_of_its_folder(bed, fails, folder, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "model.pte").write_bytes((folder / "model.pte").read_bytes())
+    out = renamed(folder, tmp_path / "out", "../x/model.pte")
+    code, said = fails("profile", out, *QUICK, "--adb", "--runner", script(tmp_path))
+    assert (code, said.split(";")[0]) == (3, f"{out}: ../x/model.pte: lies in another folder than the manifest")
 
 
 def logits(*values: float) -> dict[str, object]:
@@ -210,6 +227,14 @@ def test_fixed_clocks_are_on_while_it_runs_and_off_when_asked(bed, folder, tmp_p
     assert set((phone.data / "seen").read_text().split()) == {"false"}
     assert found.conditions is not None
     assert not found.conditions.fixed_clocks
+
+
+def test_clocks_that_somebody_else_fixed_stay_so(bed, folder, tmp_path):
+    phone = bed.phone()
+    state = phone.data.parents[1] / "misc/states/fixed_performance"
+    state.write_text("true\n")
+    profiled(tmp_path, folder, "--adb", "--runner", script(tmp_path), "--no-fixed-clocks")
+    assert state.read_text() == "true\n"
 
 
 def test_several_phones_at_once_in_one_table(bed, folder, tmp_path, capsys):

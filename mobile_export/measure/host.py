@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mobile_export.errors import MissingTool, UsageError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
 from mobile_export.measure import build
 from mobile_export.measure.launch import launch
-from mobile_export.measure.measurement import Logits
+from mobile_export.measure.measurement import Job, Logits, Measurement
 from mobile_export.measure.profile import Machine, Profile
 from mobile_export.measure.request import Request, check_request
 from mobile_export.measure.series import Place, logits_job, profile_at
@@ -44,10 +45,15 @@ def profile_artifact(artifact: Path, request: Request, say: Callable[[str], None
     packed = _packed_weights(manifest.files[0])
     if request.weights == "file":
         packed.parent.mkdir(parents=True, exist_ok=True)
+
+    def measure(job: Job) -> Measurement:
+        time.sleep(request.rest_s)
+        return launch(command, job, timeout_s=request.timeout_s)
+
     with tempfile.TemporaryDirectory() as room:
         place = Place(
             machine=this_machine(),
-            measure=lambda job: launch(command, job, timeout_s=request.timeout_s),
+            measure=measure,
             affinity=affinity,
             threads=len(affinity or os.sched_getaffinity(0)),
             files=tuple(folder / file.name for file in manifest.files),

@@ -12,19 +12,21 @@ from mobile_export.measure.request import Cores
 
 FIXED_CLOCKS_SDK = 30  # Android 11
 _FIXED = "cmd power set-fixed-performance-mode-enabled"
-UNDO = f"{_FIXED} false"
 USUAL_CORES = 4  # worth a thread, where a phone tells nothing of its cores
 WATTS = (0.05, 50.0)  # what a phone may draw; else the driver counts in other units
 
 
-def fix_clocks(device: Device, phone: Phone) -> bool:
-    """Ask for clocks the phone can hold; whether it has them. Undone by UNDO.
+def fix_clocks(device: Device, phone: Phone, undo: list[str]) -> bool:
+    """Ask for clocks the phone can hold; whether it has them.
 
+    Args:
+        undo: commands to run at the end, to which one is added.
     Raises:
         MissingTool: the phone cannot be asked.
     """
     if phone.sdk is not None and phone.sdk < FIXED_CLOCKS_SDK:
         return False
+    undo.append(f"{_FIXED} false")  # before: nobody knows what a call did that was cut
     answer = device.ask("fixing its clocks", {"fix": f"{_FIXED} true"}, timeout_s=device.adb.patience_s)["fix"]
     return answer.code == 0 and not re.search(r"fail|exception|unknown|not found", answer.text, re.IGNORECASE)
 

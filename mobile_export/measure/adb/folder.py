@@ -13,7 +13,6 @@ from shlex import quote
 
 from mobile_export.errors import MissingTool
 from mobile_export.manifest import FileDigest
-from mobile_export.measure.adb import conditions
 from mobile_export.measure.adb.preflight import ROOM
 from mobile_export.measure.adb.transport import Device
 from mobile_export.units import megabytes
@@ -49,20 +48,23 @@ def on_phone(
     keep: bool,
     say: Callable[[str], None],
     warn: Callable[[str], None],
-) -> Iterator[None]:
-    """Have the files on the phone; whatever happens, end what runs there, undo the conditions and remove the files.
+) -> Iterator[list[str]]:
+    """Have the files on the phone; whatever happens, end what runs there and remove the files.
 
     Args:
         free_mib: room for files on the phone. keep: leave the files.
+    Yields:
+        Shell commands to run on the phone at the end, too; none as yet.
     Raises:
         MissingTool: no room, or the phone cannot be written to or be reached.
     """
+    undo: list[str] = []
     try:
         _push_missing(device, folder, free_mib, say)
-        yield
+        yield undo
     finally:
         say("cleaning up")
-        _clean(device, folder, keep, warn)
+        _clean(device, folder, ";".join(undo) or "true", keep, warn)
 
 
 def _push_missing(device: Device, folder: Folder, free_mib: float | None, say: Callable[[str], None]) -> None:
@@ -70,13 +72,13 @@ def _push_missing(device: Device, folder: Folder, free_mib: float | None, say: C
     path = quote(folder.path)
     answers = device.ask(
         f"making {folder.path}",
-        {"made": f"mkdir -p {path} && [ -w {path} ]", "held": f"cd {path} && sha256sum *"},
+        {"made": f"mkdir -p {path} && [ -w {path} ]", "held": f"cd {path} && sha256sum ./*"},
         timeout_s=device.adb.patience_s + total / (HASHED_MB_PER_S * 1e6),
     )
     if answers["made"].code:
         what = f"does not let us write to {ROOM}: {answers['made'].text.strip() or 'no reason given'}"
         raise MissingTool(device.name, what, f"check: adb shell ls -ld {ROOM}")
-    held = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", answers["held"].text, re.MULTILINE)}
+    held = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *]\./(.+)$", answers["held"].text, re.MULTILINE)}
     missing = {here: file for here, file in folder.files.items() if held.get(file.name) != file.sha256}
     needed = sum(file.bytes for file in missing.values())
     if not missing:
@@ -99,7 +101,7 @@ def _named(here: Path, name: str, room: Path) -> Path:
     return room / name
 
 
-def _clean(device: Device, folder: Folder, keep: bool, warn: Callable[[str], None]) -> None:
+def _clean(device: Device, folder: Folder, undo: str, keep: bool, warn: Callable[[str], None]) -> None:
     # A shell that lost its client goes on, and may be about to start the runner: whatever has the folder in its arguments is
     # ended, but for this shell, which spells it otherwise.
     parent, name = folder.path.rsplit("/", 1)
@@ -108,12 +110,12 @@ def _clean(device: Device, folder: Folder, keep: bool, warn: Callable[[str], Non
     commands = {
         "kill": f"pkill -9 -f '[{name[0]}]{name[1:]}';[ -s {path}/{PID} ]&&p=$(cat {path}/{PID})&&kill -9 -- -$p $p",
         "remove": f"rm -f {written}" if keep else f"rm -rf {path}; rmdir {ROOT}; [ ! -e {path} ]",
-        "undo": conditions.UNDO,
+        "undo": undo,
     }
     for attempt in range(2):
         try:
             if attempt:
-                device.revive()
+                device.revive(cleaning=True)
             answers = device.ask("cleaning up", commands, timeout_s=device.adb.patience_s, cleaning=True)
         except MissingTool as error:
             complaint = error.what

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_export.errors import MissingTool, MobileExportError
+from mobile_export.errors import InputError, MissingTool, MobileExportError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
 from mobile_export.measure.adb.client import find_adb
 from mobile_export.measure.adb.conditions import affinity_on, check_heat, fix_clocks, threads_on, watts
@@ -80,6 +80,9 @@ def profile_on_phones(
     adb = Adb(find_adb(phones.adb), min(PATIENCE_S, request.timeout_s))
     folder = folder_of(artifact)
     check_files(folder, manifest)
+    within = next((file.name for file in manifest.files if Path(file.name).name != file.name), None)
+    if within:
+        raise InputError(str(artifact), f"{within}: lies in another folder than the manifest", "export the artifact again")
     say("looking for phones")
     adb.start()
     serials = _chosen(adb, phones.serials, warn)
@@ -170,14 +173,14 @@ def _profile_on_phone(
 
     with (
         tempfile.TemporaryDirectory() as room,
-        on_phone(device, folder, free_mib=phone.free_mib, keep=phones.keep, say=say, warn=warn),
+        on_phone(device, folder, free_mib=phone.free_mib, keep=phones.keep, say=say, warn=warn) as undo,
     ):
 
         def fetch(path: Path) -> Path:
             device.pull(str(path), Path(room) / path.name)
             return Path(room) / path.name
 
-        fixed = phones.fixed_clocks and fix_clocks(device, phone)
+        fixed = phones.fixed_clocks and fix_clocks(device, phone, undo)
         there = Path(folder.path)
         say("comparing logits with this machine's")
         agreement = _agreement(device, measure(logits_job(there / load.manifest.file, load.manifest)).logits, load, warn)

@@ -29,6 +29,7 @@ REMEMBERED = 1 << 16  # bytes of what adb draws
 CONNECTIONS, PUSHES = 3, 2  # tried
 BACK_S = 2  # after a broken connection
 AGAIN = "run it again; if it stays so: adb kill-server"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 NETWORK = re.compile(r".+:\d+")  # serial numbers of phones that adb reaches by themselves
 
 
@@ -72,20 +73,20 @@ class Adb:
             said = self.call("devices", timeout_s=self.patience_s)
             raise failure(str(self.client), "starting its server", said.err or said.out)
 
-    def devices(self) -> dict[str, str]:
+    def devices(self, *, cleaning: bool = False) -> dict[str, str]:
         """Serial number -> state, "device" for one that can be used."""
-        lines = self.call("devices", timeout_s=self.patience_s).out.splitlines()
+        lines = self.call("devices", timeout_s=self.patience_s, cleaning=cleaning).out.splitlines()
         pairs = [line.split("\t", 1) for line in lines if "\t" in line and not line.startswith("*")]
         return {serial: state.strip() for serial, state in pairs}
 
-    def connect(self, serial: str) -> str:
+    def connect(self, serial: str, *, cleaning: bool = False) -> str:
         """Reach for a phone on the network; its state afterwards. What adb says and returns is not to be trusted."""
         for attempt in range(CONNECTIONS):
             if attempt:
-                self.call("disconnect", serial, timeout_s=self.patience_s)
+                self.call("disconnect", serial, timeout_s=self.patience_s, cleaning=cleaning)
                 time.sleep(0.2 * attempt)
-            self.call("connect", serial, timeout_s=self.patience_s)
-            state = self.devices().get(serial, "not found")
+            self.call("connect", serial, timeout_s=self.patience_s, cleaning=cleaning)
+            state = self.devices(cleaning=cleaning).get(serial, "not found")
             if state in ("device", "unauthorized"):
                 break
         return state
@@ -184,14 +185,14 @@ class Device:
         except TimeIsUp:
             raise TimeIsUp(self.name, f"did not finish within {timeout_s:g} s ({doing})", then) from None
         answers, begin = {}, 0
-        text = said.out.replace("\r\n", "\n")  # a terminal lies between, before Android 7
+        text = CONTROL.sub("?", said.out.replace("\r\n", "\n"))  # a terminal lies between, before Android 7
         for found in re.finditer(rf"\n?{mark} (\w+) (\d+)\n", text):
             answers[found[1]] = Answer(int(found[2]), text[begin : found.start()])
             begin = found.end()
         if list(answers) != ["begin", *commands]:
             if text.strip() and "begin" not in answers and not said.err.strip():
-                raise MissingTool(self.name, f"answered {text.strip()[:40]!a} ({doing})", AGAIN)
-            raise failure(self.name, doing, said.err.strip() or "closed")
+                raise MissingTool(self.name, f"answered {text.strip()[:20]!a} ({doing})", AGAIN)
+            raise failure(self.name, doing, CONTROL.sub("?", said.err.strip()) or "closed")
         return answers
 
     def push(self, files: Sequence[Path], folder: str, progress: Callable[[str], None]) -> None:
@@ -231,14 +232,16 @@ class Device:
         if said.code or not local.is_file():
             raise failure(self.name, f"pulling {remote}", _complaints(said.err + said.out))
 
-    def revive(self) -> str:
+    def revive(self, *, cleaning: bool = False) -> str:
         """Reach for a phone whose connection broke; its state."""
         if NETWORK.fullmatch(self.serial):
-            return self.adb.connect(self.serial)
+            return self.adb.connect(self.serial, cleaning=cleaning)
         until = time.monotonic() + BACK_S  # USB comes back by itself
-        while (state := self.adb.devices().get(self.serial, "not found")) != "device" and time.monotonic() < until:
+        while True:
+            state = self.adb.devices(cleaning=cleaning).get(self.serial, "not found")
+            if state == "device" or time.monotonic() > until:
+                return state
             time.sleep(0.1)
-        return state
 
 
 def _read(
@@ -306,5 +309,5 @@ def _percent(drawn: str) -> str:
 
 def _complaints(said: str) -> str:
     """Of what adb drew, which overwrites itself on a terminal, the lines that complain."""
-    lines = [line.strip() for line in re.split(r"[\r\n]+|\x1b\[K", said) if line.strip()]
+    lines = [CONTROL.sub("?", line.strip()) for line in re.split(r"[\r\n]+|\x1b\[K", said) if line.strip()]
     return "\n".join([line for line in lines if "error" in line or "failed" in line] or lines[-2:])
