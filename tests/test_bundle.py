@@ -237,7 +237,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(cache, tmp_path, monkeypatc
 def test_nothing_is_fetched_unasked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(arm64_wheel, "_fetch", lambda *_: pytest.fail("it was fetched"))
-    with pytest.raises(MissingTool, match=r"executorch-.*aarch64\.whl: is not here yet: 17\.81 MB, .*; add --download, or pass "):
+    with pytest.raises(MissingTool, match=r"executorch-.*aarch64\.whl: is not here yet: 17\.81 MB, .*; add --download, or "):
         arm64_bundle(lambda _: None, download=False)
 
 

@@ -98,12 +98,13 @@ def test_every_matrix_of_every_kind_of_block_is_calibrated_and_it_pays(name):
     """Measured: a fifth to a thirtieth of the divergence, on the text it was calibrated on."""
     weights, plain = weights_of(written(name)), weights_of(written(name), "fp32")
     texts = list(sample_texts(plain, 8, 32, silent))
-    found = calibrated.calibrate(weights, texts, silent)
+    found, factors = calibrated.calibrate(weights, texts, silent)
     assert set(found) == {matrix for matrix in weights.matrices if matrix.startswith("blocks.")}
     exact, clipped = reference_model(plain, 64), reference_model(weights, 64)
     before = mean_divergence(clipped, exact, texts)
-    weights.quantized = lambda name, other=weights.quantized: found[name] if name in found else other(name)
-    after = mean_divergence(reference_model(weights, 64), exact, texts)
+    folded = weights.folded_by(factors)
+    folded.quantized = lambda name, other=folded.quantized: found[name] if name in found else other(name)
+    after = mean_divergence(reference_model(folded, 64), exact, texts)
     assert after < 0.4 * before
 
 
@@ -116,19 +117,20 @@ def test_a_shared_block_is_quantized_once_for_the_inputs_of_all_its_executions(s
     monkeypatch.setattr(
         calibrated, "gptq", lambda w, moments, p, real=calibrated.gptq: given.append(moments.clone()) or real(w, moments, p)
     )
-    found = calibrated.calibrate(weights, texts, silent)
+    found, factors = calibrated.calibrate(weights, texts, silent)
     matrices = [name for name in weights.matrices if name.startswith("blocks.")]
     assert len(given) == len(found) == len(matrices)
     order = weights.plan.schedule
-    expected = sum(_qkv_inputs_of_block_0(weights, text, order) for text in texts)
+    columns = factors["blocks.0.attention.qkv.weight"].columns
+    expected = sum(_qkv_inputs_of_block_0(weights, text, order, columns) for text in texts)
     assert torch.allclose(given[0], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
     once = weights_of(checkpoint(blocks=2), "w4", "none")
-    alone = sum(_qkv_inputs_of_block_0(once, text, once.plan.schedule) for text in texts)
+    alone = sum(_qkv_inputs_of_block_0(once, text, once.plan.schedule, columns) for text in texts)
     assert torch.allclose(given[0], alone, rtol=1e-2) == (order.count(0) == 1)
 
 
-def _qkv_inputs_of_block_0(weights, text, order):
-    """Sum of x x^T over block 0's normed, rounded inputs in a decoder of float32 blocks."""
+def _qkv_inputs_of_block_0(weights, text, order, columns):
+    """Sum of x x^T over block 0's normed, folded, rounded inputs in a decoder of float32 blocks."""
     plain = ModelWeights(weights.checkpoint, weights.recognised, weights.plan, read_recipe("fp32"))
     total = torch.zeros(64, 64)
     # An execution right after the first one goes on from the quantized table, the others from the exact stream.
@@ -142,7 +144,8 @@ def _qkv_inputs_of_block_0(weights, text, order):
         reference_logits(decoder, text.tolist())
         at_once = next((i for i, stored in enumerate(order) if stored != 0), len(order))
         for x in seen[:at_once] if counts else seen[at_once:]:
-            rounded = quantize_dequantize_rows(x)
+            # What was looked ahead to was rounded before it was folded: the factors come later.
+            rounded = quantize_dequantize_rows(x / columns) if counts else quantize_dequantize_rows(x) / columns
             total += rounded.t() @ rounded
     return total
 
@@ -157,11 +160,10 @@ def test_inputs_come_from_blocks_that_are_quantized_already(monkeypatch):
         given.append(moments.clone())
         return real(weight * (len(given) > 5), moments, precision)
 
-    calibrated.calibrate(weights, texts, silent)
     monkeypatch.setattr(calibrated, "gptq", crossed_out)
-    calibrated.calibrate(weights, texts, silent)
+    factors = calibrated.calibrate(weights, texts, silent)[1]
     table = weights.quantized("embedding.weight").dequantized()
-    norm = weights.float32("blocks.1.attention.norm.weight")
+    norm = weights.folded_by(factors).float32("blocks.1.attention.norm.weight")
     x = table[torch.cat(texts)]
     x = quantize_dequantize_rows(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm)
     assert torch.allclose(given[5], x.t() @ x, rtol=1e-3, atol=1e-3)
@@ -302,7 +304,7 @@ def test_an_artifact_says_what_it_was_calibrated_with_and_verifies_again(small, 
     assert said.startswith("manifest.json: calibration gives other numbers here: from another text")
 
 
-def test_all_three_formats_hold_the_calibrated_codes(small, capsys):
+def test_a_pte_and_an_onnx_model_hold_the_same_calibrated_codes(small, capsys):
     """Each export verifies itself against the codes and scales of ModelWeights."""
     source = checkpoint("mobilellm", blocks=2)
     facts = [manifest(made(source, "--recipe", small))["calibration"] for made in (artifact, onnx_artifact)]

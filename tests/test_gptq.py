@@ -10,7 +10,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mobile_export.quantize import gptq as module
@@ -69,6 +69,7 @@ def test_codes_are_those_of_the_paper(seed, columns, precision):
 
 @pytest.mark.parametrize("sweeps", [0, 1, 3])
 @settings(max_examples=15)
+@example(seed=296, precision=W4, alike=0.0)  # GPTQ alone makes a row worse by 6 %
 @given(seed=st.integers(0, 10**6), precision=st.sampled_from(PRECISIONS), alike=st.sampled_from([0.0, 0.7, 3.0]))
 def test_no_row_is_worse_than_rounded_to_nearest(sweeps, seed, precision, alike):
     weight, moments = drawn(seed, alike=alike)

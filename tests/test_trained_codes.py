@@ -349,6 +349,16 @@ def refusal(capsys, folder, *arguments):
     return line.removeprefix("error: ")
 
 
+def test_a_recipe_that_would_calibrate_it(capsys, tmp_path):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        'name = "own"\ndescription = "of its precision, but fitted"\nlinear = { bits = 4 }\nembedding = { bits = 8 }\n'
+        'head = { bits = 8 }\nquantizer = "gptq"\n'
+    )
+    line = refusal(capsys, paretoq(4), "--recipe", str(recipe))
+    assert ": was trained to be 4-bit, per channel, recipe own calibrates it; use --recipe trained, " in line
+
+
 @pytest.mark.parametrize(
     ("recipe", "made"), [("w4", "4-bit, group 32"), ("w8", "8-bit, per channel"), ("w4-all", "4-bit, group 32")]
 )

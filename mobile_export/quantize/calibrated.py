@@ -1,10 +1,13 @@
 """Walk a model block by block and quantize every matrix for the inputs it gets: weights + texts -> codes and scales.
 
 Two streams of activations go through the blocks side by side: the exact one, through float32 blocks, and the found one,
-through blocks that are quantized already, inputs rounded to int8 as the recipe rounds them at run time. A matrix is fitted
-so that on the found inputs it gives what the float32 matrix gives on the exact ones (GPTAQ, arXiv:2504.02692). Of all real
-matrices W + W D H^-1 does so best, where H = sum of x x^T over found inputs x and D = sum of (exact x - x) x^T; GPTQ rounds
-that one. Matrices of a block that share an input are quantized together, and what follows them sees the result.
+through blocks that are quantized already, inputs rounded to int8 as the recipe rounds them at run time. Of all real matrices
+W + W D H^-1 comes closest on the found inputs x to what W gives on the exact ones, where H = sum of x x^T and D = sum of
+(exact x - x) x^T (GPTAQ, arXiv:2504.02692). GPTQ rounds the matrix half way to it: all the way would fit it to the noise of
+this text as well (QEP, arXiv:2504.09629). Matrices of a block that share an input are quantized together, and what follows
+them sees the result.
+
+Before a block is quantized it is folded (fold.py), by what its matrices are given in float32.
 
 A block that runs several times gathers its sums over all of its executions, and is quantized once. Where one execution
 follows the other (immediate sharing), its inputs come from the block itself, still in float32, on the found stream. Where
@@ -38,6 +41,7 @@ from mobile_export.model.short_conv import PlainColumns
 from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.fold import Factor, fold
 from mobile_export.quantize.gptq import damped, gptq
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
@@ -46,12 +50,20 @@ Stream = list[torch.Tensor]  # the residual stream of every text, [1, T, hidden]
 Stages = tuple[tuple[str, ...], ...]  # a block's matrices, those of one input together, in the order they are reached
 Seen = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
 
+PROPAGATION = 0.5  # of the change that would make good all that came before, on this text
 WORKERS = 2  # texts run side by side
 TEXTS = 8  # whose sums are taken at a time
 
 
-def calibrate(weights: ModelWeights, texts: Sequence[torch.Tensor], say: Callable[[str], None]) -> dict[str, QuantizedWeight]:
-    """Codes and scales of every matrix in the blocks that the recipe quantizes, by name.
+Matrices = dict[str, QuantizedWeight]
+
+
+def calibrate(
+    weights: ModelWeights, texts: Sequence[torch.Tensor], say: Callable[[str], None]
+) -> tuple[Matrices, dict[str, Factor]]:
+    """Codes and scales of every matrix in the blocks that the recipe quantizes, and what folds all weights of the blocks.
+
+    The matrices are those of the folded model: the other weights are to be multiplied with their factors.
 
     Args:
         texts: tokens, int64 [T] each.
@@ -60,7 +72,9 @@ def calibrate(weights: ModelWeights, texts: Sequence[torch.Tensor], say: Callabl
     """
     with ThreadPoolExecutor(WORKERS, initializer=_one_thread) as pool:
         executions = _Executions(weights, max(len(text) for text in texts), pool)
-        return _Walk(weights, executions, say).quantized(texts)
+        walk = _Walk(weights, executions, say)
+        walk.through(texts)
+    return walk.found, walk.factors
 
 
 @dataclass(frozen=True)
@@ -75,14 +89,19 @@ class Moments:
         """Of inputs [T, in_features] on both streams."""
         return cls(found.t() @ found, (exact - found).t() @ found)
 
+    def divided(self, columns: torch.Tensor) -> Moments:
+        """Of the same inputs, each divided."""
+        both = columns[:, None] * columns
+        return Moments(self.hessian / both, self.shift / both)
+
     def __add__(self, other: Moments) -> Moments:
         return Moments(self.hessian + other.hessian, self.shift + other.shift)
 
 
 def fitted(weight: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """The real matrix that on the found inputs comes closest to what `weight` gives on the exact ones, float32."""
+    """What GPTQ rounds: `weight` moved towards giving on the found inputs what it gives on the exact ones, float32."""
     change = torch.linalg.solve(damped(moments.hessian), (weight.double() @ moments.shift.double()).t()).t()
-    return weight + change.float()
+    return weight + PROPAGATION * change.float()
 
 
 class _Walk:
@@ -91,10 +110,12 @@ class _Walk:
     def __init__(self, weights: ModelWeights, executions: _Executions, say: Callable[[str], None]) -> None:
         self.weights, self.schedule, self.executions, self.say = weights, weights.plan.schedule, executions, say
         self.rounded = quantize_dequantize_rows if weights.recipe.activations == "int8" else _unrounded
-        self.found: dict[str, QuantizedWeight] = {}
+        self.found: Matrices = {}
+        self.factors: dict[str, Factor] = {}
+        self.folded = weights.folded_by(self.factors)  # it sees each block's as they are found
         self.ahead: dict[int, dict[str, Moments]] = {}  # stored block -> stage -> sums of executions looked ahead to
 
-    def quantized(self, texts: Sequence[torch.Tensor]) -> dict[str, QuantizedWeight]:
+    def through(self, texts: Sequence[torch.Tensor]) -> None:
         """Quantize every block in the order of its first execution."""
         tables = pieces.float_tables(self.weights)
         exact = self.executions.embedded(texts, tables(EMBEDDING))
@@ -110,8 +131,7 @@ class _Walk:
                 settled.add(stored)
                 self.say(f"calibrating block {len(settled)} of {len(self.weights.plan.blocks)}")
                 exact = self._settle(slot, block, exact, found)
-            found = self.executions.run(pieces.stored_block(self.weights, stored, self._linear), slot, found)
-        return self.found
+            found = self.executions.run(pieces.stored_block(self.folded, stored, self._linear), slot, found)
 
     def _settle(self, slot: int, block: nn.Module, exact: Stream, found: Stream) -> Stream:
         """Quantize every stage of a block that is about to run for the first time; gives the exact stream after it."""
@@ -128,21 +148,25 @@ class _Walk:
             wanted.append(seen)
             streams.append(so_far)
             so_far = run(block, at, so_far) if at < at_once[-1] else so_far
-        settling = pieces.stored_block(self.weights, stored, self._linear)
+        self._fold(stored, stages, wanted)
+        settling = pieces.stored_block(self.folded, stored, self._linear)
         for stage in stages:
             names = {part: f"blocks.{stored}.{part}.weight" for part in stage}
             matrices = {part: name for part, name in names.items() if self.weights.matrices[name].precision.bits < 32}
             if not matrices:
                 continue
+            columns = self._columns(names[stage[0]])
             moments = self.ahead.get(stored, {}).pop(stage[0], None)
+            moments = moments and moments.divided(columns)
             for at, stream, exact_inputs in zip(at_once, streams, wanted, strict=True):
                 inputs = self.executions.reaching(settling, at, stream, stage[0])
-                found_here = self._moments(inputs, exact_inputs.pop(stage[0]))
+                found_here = self._moments(inputs, [x / columns for x in exact_inputs.pop(stage[0])])
                 moments = moments + found_here if moments else found_here
             assert moments is not None
             self._check_finite(next(iter(matrices.values())), moments)
             for part, name in matrices.items():
-                self.found[name] = self._codes(name, moments)
+                target = fitted(self.folded.float32(name), moments)
+                self.found[name] = gptq(target, moments.hessian, self.weights.matrices[name].precision)
                 bias = cast("torch.Tensor | None", settling.get_submodule(part).bias)
                 settling.set_submodule(part, self._linear(name, bias))
         return after
@@ -171,16 +195,25 @@ class _Walk:
 
         return functools.reduce(operator.add, self.executions.pool.map(of, range(0, len(found), TEXTS)))
 
-    def _codes(self, name: str, moments: Moments) -> QuantizedWeight:
-        if name in self.weights.trained:
-            return self.weights.quantized(name)
-        return gptq(fitted(self.weights.float32(name), moments), moments.hessian, self.weights.matrices[name].precision)
-
     def _linear(self, name: str, bias: torch.Tensor | None) -> nn.Module:
         """A matrix as far as it is settled: its codes on rounded inputs, or still float32."""
         if name in self.found:
             return _SettledLinear(self.found[name].dequantized(), bias, self.rounded)
-        return pieces.float_linears(self.weights)(name, bias)
+        return pieces.float_linears(self.folded)(name, bias)
+
+    def _fold(self, stored: int, stages: Stages, heard: Sequence[Seen]) -> None:
+        """Find a block's factors from what its matrices are given in float32."""
+        mean_squares: dict[str, torch.Tensor] = {}
+        for stage in stages:
+            inputs = [x for seen in heard for x in seen[stage[0]]]
+            mean = functools.reduce(operator.add, (x.square().sum(dim=0) for x in inputs)) / sum(map(len, inputs))
+            mean_squares |= {f"blocks.{stored}.{part}.weight": mean for part in stage}
+        self.factors |= fold(self.weights, stored, mean_squares)
+
+    def _columns(self, name: str) -> torch.Tensor:
+        """What the inputs of a matrix are divided by now that it is folded, (in_features,)."""
+        columns = self.factors.get(name, Factor()).columns
+        return torch.ones(self.weights.shape(name)[1]) if columns is None else columns
 
     def _check_finite(self, name: str, moments: Moments) -> None:
         if not (moments.hessian.isfinite().all() and moments.shift.isfinite().all()):

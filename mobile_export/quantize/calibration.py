@@ -27,6 +27,7 @@ from mobile_export.checkpoint import encode
 from mobile_export.errors import InputError
 from mobile_export.manifest import SAMPLED
 from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.fold import Factor
 from mobile_export.quantize.recipe import Calibration
 from mobile_export.units import counted
 
@@ -46,12 +47,14 @@ class Calibrated:
     """What calibration made of a model.
 
     text: SAMPLED, or the file's name. tokens: how many were used.
-    matrices: by name; those it leaves out are clip_search's. sha256: of their codes and scales.
+    matrices: by name; those it leaves out are clip_search's. factors: what every other weight of a block is folded by.
+    sha256: of codes, scales and factors.
     """
 
     text: str
     tokens: int
     matrices: Mapping[str, QuantizedWeight]
+    factors: Mapping[str, Factor]
     sha256: str
 
 
@@ -72,13 +75,18 @@ def calibrated(weights: ModelWeights, file: Path | None, say: Say) -> Calibrated
         texts = sampled_texts(plain, wanted, say) if file is None else _texts_of(plain, file, wanted)
         recipe = {key: value for key, value in dataclasses.asdict(weights.recipe).items() if key not in ("name", "description")}
         facts = (_source(plain), recipe, [text.tolist() for text in texts])
-        kept = _kept("calibrated", facts, lambda: _as_tensors(calibrate(plain, texts, say)))
+        kept = _kept("calibrated", facts, lambda: _as_tensors(*calibrate(plain, texts, say)))
     matrices = {
         name: QuantizedWeight(kept[f"{name}/codes"], kept[f"{name}/scales"], matrix.precision)
         for name, matrix in weights.matrices.items()
         if f"{name}/codes" in kept
     }
-    return Calibrated(SAMPLED if file is None else file.name, sum(map(len, texts)), matrices, _sha256(kept))
+    factors = {
+        name: Factor(kept.get(f"{name}/rows"), kept.get(f"{name}/columns"))
+        for name in weights.sources
+        if f"{name}/rows" in kept or f"{name}/columns" in kept
+    }
+    return Calibrated(SAMPLED if file is None else file.name, sum(map(len, texts)), matrices, factors, _sha256(kept))
 
 
 def sampled_texts(plain: ModelWeights, wanted: Calibration, say: Say) -> list[torch.Tensor]:
@@ -122,8 +130,10 @@ def _texts_of(plain: ModelWeights, file: Path, wanted: Calibration) -> list[torc
     return texts
 
 
-def _as_tensors(matrices: Mapping[str, QuantizedWeight]) -> Tensors:
-    return {f"{name}/{part}": getattr(matrix, part) for name, matrix in matrices.items() for part in ("codes", "scales")}
+def _as_tensors(matrices: Mapping[str, QuantizedWeight], factors: Mapping[str, Factor]) -> Tensors:
+    parts = {f"{name}/{part}": getattr(matrix, part) for name, matrix in matrices.items() for part in ("codes", "scales")}
+    parts |= {f"{name}/{part}": getattr(factor, part) for name, factor in factors.items() for part in ("rows", "columns")}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _kept(kind: str, facts: object, make: Callable[[], Tensors]) -> Tensors:

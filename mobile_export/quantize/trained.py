@@ -67,9 +67,10 @@ def check_kept(where: str, matrix: MatrixPlan, trained: Precision | None, recipe
     Raises:
         InputError: the recipe asks for it.
     """
-    if trained is None or matrix.precision == trained or matrix.precision.bits == 32:
+    if trained is None or matrix.precision.bits == 32 or (matrix.precision == trained and recipe.quantizer == "clip"):
         return
-    what = f"was trained to be {trained}, recipe {recipe.name} makes it {matrix.precision}"
+    how = "calibrates it" if matrix.precision == trained else f"makes it {matrix.precision}"
+    what = f"was trained to be {trained}, recipe {recipe.name} {how}"
     raise InputError(where, what, "use --recipe trained, which keeps the checkpoint's own codes")
 
 

@@ -26,6 +26,7 @@ from mobile_export.sharing import SharingPlan
 
 if TYPE_CHECKING:
     from mobile_export.quantize.calibration import Calibrated
+    from mobile_export.quantize.fold import Factor
 
 PARTS = ("embedding", "head", "blocks", "norms")
 
@@ -59,6 +60,7 @@ class ModelWeights:
             what = f"recipe {recipe.name} is not calibrated"
             raise UsageError(f"--calibration {calibration_text}", what, "leave it out, or choose a recipe that is")
         self.calibration_text, self.say = calibration_text, say
+        self.factors: Mapping[str, Factor] = {}
         self.sources = _sources(recognised, plan)
         self.trained = trained_precisions(checkpoint.tensors, self.sources)
         recipe = with_own_codes(recipe, self.trained, _matrices(self.sources))
@@ -73,13 +75,15 @@ class ModelWeights:
         return self.checkpoint.tensors[self.sources[name].tensors[0]].where
 
     def float32(self, name: str) -> torch.Tensor:
-        """A weight as float32, its parts taken out of the file's tensors and stacked along the rows.
+        """A weight as float32, its parts taken out of the file's tensors and stacked along the rows; folded, if calibrated.
 
         Raises:
             InputError: a value that is not finite, or a tensor that is not floating.
         """
         parts = [take.of(read_float32(self.checkpoint.tensors[tensor])) for tensor, take in self.sources[name].parts()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        value = parts[0] if len(parts) == 1 else torch.cat(parts)
+        factors = self.calibrated.factors if self.calibrated else self.factors
+        return factors[name].of(value) if name in factors else value
 
     @cached_property
     def calibrated(self) -> Calibrated | None:
@@ -98,6 +102,12 @@ class ModelWeights:
         """The same weights, each matrix quantized by itself."""
         recipe = replace(self.recipe, quantizer="clip", calibration=None)
         return ModelWeights(self.checkpoint, self.recognised, self.plan, recipe, say=say)
+
+    def folded_by(self, factors: Mapping[str, Factor]) -> ModelWeights:
+        """The same weights, each multiplied with its factor: with what the mapping holds when a weight is asked for."""
+        folded = self.uncalibrated(self.say)
+        folded.factors = factors
+        return folded
 
     def quantized(self, name: str) -> QuantizedWeight:
         """A matrix's codes and scales; the same on every call. Those it was trained to have, where it was trained so.

@@ -1,0 +1,150 @@
+"""Activation-aware folding: channels rescaled where that changes nothing but what quantization costs.
+
+Between the weight that gives a channel (a norm's, or a row of a matrix) and the matrices that take it a scale s cancels:
+x / s times w s. In a group of inputs that share a quantization scale the error grows with sum (w s)^2 times sum (x / s)^2,
+which by Cauchy and Schwarz is least where w s and x / s are in proportion: s = sqrt(rms x / rms w). So nothing is searched,
+and a checkpoint rescaled beforehand is folded into the same weights as the one it came from.
+
+Source: AWQ (arXiv:2306.00978), which searches s among powers of the activations' magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from mobile_export.families.spec import DecoderSpec, RwkvSpec
+from mobile_export.quantize.weights import ModelWeights
+
+LEAST = 1e-3  # of the median: a channel weaker than that is not scaled up any further
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What a weight is multiplied with: its rows (or values) one by one, float32 (rows,), and its columns, (columns,)."""
+
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight, folded."""
+        if self.rows is not None:
+            weight = weight * self.rows.view(-1, *[1] * (weight.dim() - 1))
+        return weight if self.columns is None else weight * self.columns
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels that can be rescaled.
+
+    giving: the weights (and biases) they come from, each with the row where they begin.
+    taking: the matrices that multiply with them. channel: int64 (in_features,), the channel behind each of their inputs.
+    power: a given value times c makes a taken one times c**power.
+    """
+
+    giving: Mapping[str, int]
+    taking: tuple[str, ...]
+    channel: torch.Tensor
+    power: float = 1.0
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", int(self.channel.max()) + 1)
+
+
+def fold(weights: ModelWeights, stored: int, mean_squares: Mapping[str, torch.Tensor]) -> dict[str, Factor]:
+    """The factors that fold a stored block, by weight; its function stays what it was.
+
+    Args:
+        mean_squares: matrix -> the mean square of each of its inputs, (in_features,).
+    """
+    factors: dict[str, Factor] = {}
+    for channels in channels_of(weights, stored):
+        # Rows are settled before the columns that hang on them: what a block's end takes comes first.
+        taken = [factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking]
+        weight = _by_channel(torch.cat(taken).square().mean(dim=0), channels)
+        inputs = _by_channel(torch.stack([mean_squares[name] for name in channels.taking]).mean(dim=0), channels)
+        scale = (_roots(inputs) / _roots(weight)).sqrt()
+        for name in channels.taking:
+            held = factors.get(name, Factor())
+            factors[name] = Factor(held.rows, scale[channels.channel])
+        for name, start in channels.giving.items():
+            held = factors.get(name, Factor())
+            rows = torch.ones(weights.shape(name)[0]) if held.rows is None else held.rows.clone()
+            rows[start : start + channels.count] *= scale ** (-1 / channels.power)
+            factors[name] = Factor(rows, held.columns)
+    return factors
+
+
+def channels_of(weights: ModelWeights, stored: int) -> Iterator[Channels]:
+    """What can be folded in a stored block, from its end to its beginning."""
+    spec, block = weights.recognised.spec, f"blocks.{stored}."
+    found = _of_rwkv(spec) if isinstance(spec, RwkvSpec) else _of_decoder(spec, weights.plan.blocks[stored])
+    for giving, taking, channel, power in found:
+        named = {f"{block}{name}": start for name, start in giving.items() if f"{block}{name}" in weights.sources}
+        takers = tuple(f"{block}{name}.weight" for name in taking if f"{block}{name}.weight" in weights.sources)
+        if named and not _given_elsewhere(weights, named):
+            yield Channels(named, takers, channel, power)
+
+
+Found = tuple[Mapping[str, int], tuple[str, ...], torch.Tensor, float]
+
+
+def _of_decoder(spec: DecoderSpec, number: int) -> Iterator[Found]:
+    kind, hidden = spec.blocks[number], torch.arange(spec.hidden_size)
+    if spec.gated or spec.hidden_act == "relu":
+        yield {"ffn.up.weight": 0, "ffn.up.bias": 0}, ("ffn.down",), torch.arange(spec.intermediate_size), 1.0
+    if kind.mixer == "conv":
+        first = spec.hidden_size  # of the rows that gate what the convolution gives
+        mixer = "conv.in"
+        yield {"conv.in.weight": first, "conv.in.bias": first}, ("ffn.o",), hidden, 1.0
+    else:
+        mixer = "attention.qkv"
+        first = (spec.num_attention_heads + spec.num_key_value_heads) * spec.head_dim
+        value = torch.arange(spec.num_key_value_heads * spec.head_dim).view(spec.num_key_value_heads, -1)
+        serves = spec.num_attention_heads // spec.num_key_value_heads
+        attended = value.repeat_interleave(serves, dim=0).flatten()
+        yield {"attention.qkv.weight": first, "attention.qkv.bias": first}, ("ffn.o",), attended, 1.0
+    if spec.norm_placement == "post":
+        return
+    norm = "conv.norm" if kind.mixer == "conv" else "attention.norm"
+    before, after = _vector(norm), _vector("ffn.norm")
+    if spec.parallel_residual:  # one norm may serve both, and then it takes one scale
+        yield before | after, (mixer, "ffn.gate", "ffn.up"), hidden, 1.0
+    else:
+        yield after, ("ffn.gate", "ffn.up"), hidden, 1.0
+        yield before, (mixer,), hidden, 1.0
+
+
+def _of_rwkv(spec: RwkvSpec) -> Iterator[Found]:
+    """Mixing with the position before is channel by channel, so a norm's scale goes through it."""
+    hidden = torch.arange(spec.hidden_size)
+    yield {"ffn.key.weight": 0}, ("ffn.value",), torch.arange(spec.intermediate_size), 2.0
+    yield {"attention.value.weight": 0}, ("attention.output",), torch.arange(spec.attention_hidden_size), 1.0
+    yield _vector("ffn.norm"), ("ffn.key", "ffn.receptance"), hidden, 1.0
+    yield _vector("attention.norm"), ("attention.key", "attention.value", "attention.receptance"), hidden, 1.0
+
+
+def _vector(norm: str) -> dict[str, int]:
+    return {f"{norm}.weight": 0, f"{norm}.bias": 0}
+
+
+def _given_elsewhere(weights: ModelWeights, giving: Mapping[str, int]) -> bool:
+    """Whether a tensor of the file behind one of these weights has another place in the graph, too."""
+    sources = {weights.sources[name] for name in giving}
+    return any(source in sources and name not in giving for name, source in weights.sources.items())
+
+
+def _by_channel(values: torch.Tensor, channels: Channels) -> torch.Tensor:
+    """The mean of the values behind each channel, (channels,)."""
+    total = torch.zeros(channels.count).index_add_(0, channels.channel, values)
+    return total / torch.zeros(channels.count).index_add_(0, channels.channel, torch.ones_like(values))
+
+
+def _roots(squares: torch.Tensor) -> torch.Tensor:
+    """Root mean squares, none of them 0."""
+    roots = squares.sqrt()
+    middle = roots.median()
+    return torch.ones_like(roots) if middle == 0 else roots.clamp_min(float(LEAST * middle))

@@ -1,0 +1,115 @@
+"""Folding: what a model computes stays what it was, and a rescaled checkpoint becomes the one it came from."""
+
+import math
+
+import pytest
+import torch
+from exported import checkpoint, weights_of
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write_llama
+from tiny_families import FAMILIES, TOKENS, written
+
+from benchmarks.rescaled import rescale
+from mobile_export.quantize import fold as module
+from mobile_export.quantize.fold import channels_of, fold
+from mobile_export.verify.reference import reference_logits, reference_model
+
+
+def drawn_squares(weights, spread=3.0):
+    """Mean squares over several orders of magnitude, for every matrix of every block."""
+    generator = torch.Generator().manual_seed(2)
+    matrices = {name: shape for name, matrix in weights.matrices.items() for shape in (matrix.shape,)}
+    return {name: torch.exp(spread * torch.randn(shape[1], generator=generator)) for name, shape in matrices.items()}
+
+
+def folded(weights, squares):
+    factors = {}
+    for stored in range(len(weights.plan.blocks)):
+        factors |= fold(weights, stored, squares)
+    return factors, weights.folded_by(factors)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_folding_changes_no_logits_whatever_was_measured(name):
+    weights = weights_of(written(name), "fp32")
+    factors, after = folded(weights, drawn_squares(weights))
+    assert factors
+    was, now = (reference_logits(reference_model(some, 64), TOKENS) for some in (weights, after))
+    largest = float(was.abs().max())
+    assert torch.allclose(was, now, rtol=0, atol=5e-5 * largest)
+    moved = [name for name in factors if not weights.float32(name).equal(after.float32(name))]
+    assert moved == list(factors)
+
+
+@pytest.mark.parametrize(
+    ("name", "giving"),
+    [
+        ("llama", ["ffn.up.weight", "attention.qkv.weight", "ffn.norm.weight", "attention.norm.weight"]),
+        ("gpt2-lamini", ["attention.qkv.weight", "ffn.norm.weight", "attention.norm.weight"]),  # gelu: no scale goes through
+        ("opt-125m", ["ffn.up.weight", "attention.qkv.weight", "ffn.norm.weight", "attention.norm.weight"]),  # relu
+        ("opt-350m", ["ffn.up.weight", "attention.qkv.weight"]),  # norms after the sums
+        ("galactica-bare", ["attention.qkv.weight"]),  # norms without weights
+        ("phi2", ["attention.qkv.weight", "attention.norm.weight"]),  # one norm for both halves
+        ("lfm2", ["ffn.up.weight", "conv.in.weight", "ffn.norm.weight", "conv.norm.weight"]),
+        ("rwkv4", ["ffn.key.weight", "attention.value.weight", "ffn.norm.weight", "attention.norm.weight"]),
+    ],
+)
+def test_what_can_be_folded_in_each_kind_of_block(name, giving):
+    weights = weights_of(checkpoint(blocks=1) if name == "llama" else written(name), "fp32")
+    assert [next(iter(channels.giving)).removeprefix("blocks.0.") for channels in channels_of(weights, 0)] == giving
+
+
+def test_the_scale_is_the_best_there_is_for_a_group():
+    """Held against the error's bound, sum (w s)^2 times sum (x / s)^2, for other scales near it."""
+    weights = weights_of(checkpoint(blocks=1), "fp32")
+    squares = drawn_squares(weights, 1.0)
+    name = "blocks.0.ffn.down.weight"
+    columns = fold(weights, 0, squares)[name].columns
+
+    def bound(scale):
+        return float(((weights.float32(name) * scale) ** 2).sum() * (squares[name] / scale**2).sum())
+
+    assert bound(columns) < 0.8 * bound(torch.ones_like(columns))
+    for channel in range(0, len(columns), 16):
+        for by in (0.9, 1.1):
+            other = columns.clone()
+            other[channel] *= by
+            assert bound(other) > bound(columns)
+
+
+def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path):
+    plain = write_llama(tmp_path / "plain", blocks=2)
+    rescaled = write_llama(tmp_path / "rescaled", blocks=2)
+    tensors = load_file(rescaled / "model.safetensors")
+    rescale(tensors, 4, 2)
+    save_file(tensors, rescaled / "model.safetensors")
+    results = []
+    for folder in (plain, rescaled):
+        weights = weights_of(folder, "fp32")
+        seen = {}
+        decoder = reference_model(weights, 64)
+        for name, matrix in decoder.named_modules():
+            if isinstance(matrix, torch.nn.Linear):
+                matrix.register_forward_pre_hook(
+                    lambda _, given, at=f"{name}.weight", seen=seen: seen.update({at: given[0][0].square().mean(dim=0)})
+                )
+        logits = reference_logits(decoder, TOKENS)
+        results.append((weights, folded(weights, seen)[1], logits))
+    (first, one, logits), (second, other, others) = results
+    assert torch.allclose(logits, others, atol=1e-4)
+    for name in one.sources:
+        a, b = one.float32(name), other.float32(name)
+        assert math.isclose(float(a.norm()), float(b.norm()), rel_tol=1e-3), name
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())), name
+    assert not torch.allclose(first.float32("blocks.0.ffn.up.weight"), second.float32("blocks.0.ffn.up.weight"), rtol=0.1)
+
+
+def test_a_channel_that_is_never_used_gets_a_finite_scale():
+    weights = weights_of(checkpoint(blocks=1), "fp32")
+    squares = {name: torch.zeros_like(square) for name, square in drawn_squares(weights).items()}
+    some = {name: square * (torch.arange(len(square)) > 3) for name, square in drawn_squares(weights).items()}
+    for measured in (squares, some):
+        for factor in fold(weights, 0, measured).values():
+            for part in (factor.rows, factor.columns):
+                assert part is None or (part.isfinite().all() and (part > 0).all())
+    assert module.LEAST > 0
