@@ -398,6 +398,7 @@ RUNNERS = {
     "fails": ("echo first >&2; echo 'out of luck' >&2; exit 9", 4, "./runner: exit code 9: out of luck; "),
     "is refused its cores": ("echo '--affinity: no' >&2; exit 2", 4, "./runner: does not take its options: --affinity: no; "),
     "prints rubbish": ("echo hello; exit 0", 4, "./runner: printed 'hello', no measurement; "),
+    "speaks to the terminal": ("printf 'a\\033[2Jb' >&2; exit 9", 4, "./runner: exit code 9: a?[2Jb; "),
     "is no program": ("exit 126", 4, "starting the runner failed: "),
 }
 
