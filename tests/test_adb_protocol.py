@@ -151,6 +151,16 @@ def test_a_key_is_asked_for_until_it_is_allowed() -> None:
         assert peer.read().command is Command.CNXN
 
 
+@pytest.mark.parametrize("bytes_per_s", [None, 1_000_000])
+def test_a_link_sends_whatever_length(bytes_per_s: int | None) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(ours, bytes_per_s)
+        for length in (0, 1, 50_001):  # a message cut down to nothing is sent too
+            link.send(b"", bytes(length))
+        assert Peer(theirs).read_bytes(50_002) == bytes(50_002)
+
+
 @pytest.mark.parametrize(
     "sent",
     [

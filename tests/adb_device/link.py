@@ -44,7 +44,7 @@ class Link:
             try:
                 # At once: a header in a packet of its own costs the reader a wake-up and, after an OKAY, 40 ms.
                 data = b"".join(parts)
-                step = len(data) if self._bytes_per_s is None else max(1, self._bytes_per_s // 50)
+                step = max(1, len(data) if self._bytes_per_s is None else self._bytes_per_s // 50)
                 for start in range(0, len(data), step):
                     self._socket.sendall(data[start : start + step])
                     self._pace(len(data[start : start + step]))
