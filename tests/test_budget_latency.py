@@ -59,6 +59,10 @@ def test_values_between_products_and_the_codes_of_an_int8_cache_take_their_time(
     slow, fast = ({"stream_gb_s": 1e9, "activations_g_s": rate} for rate in (2.0, 1e9))
     assert decode_ms(plain, **slow) - decode_ms(plain, **fast) == pytest.approx(6 * values / 2e6)
     assert decode_ms(coded, **slow) - decode_ms(coded, **fast) == pytest.approx(6 * (values + INT8_VALUES * 960) / 2e6)
+    prompts = [
+        predict_rates(plain, calibration(**rates), position=1, prompt_tokens=100).first_token_s.likely for rates in (slow, fast)
+    ]
+    assert prompts[0] - prompts[1] == pytest.approx(100 * 6 * values / 2e9)
     attention = {"stream_gb_s": 1e9, "attention_gops": 5.0}
     one, other = (decode_ms(facts, **attention) - decode_ms(facts, stream_gb_s=1e9) for facts in (plain, coded))
     assert other / one == pytest.approx(INT8_ATTENTION)
@@ -79,6 +83,7 @@ def test_a_windowed_block_attends_to_its_window():
     facts = model(SMOLLM2_135M, 6, context=512)
     blocks = (dataclasses.replace(facts.spec.blocks[0], window=100), facts.spec.blocks[0]) * 3
     windowed = dataclasses.replace(facts, spec=dataclasses.replace(facts.spec, blocks=blocks))
+    assert windowed.kv_bytes(512) == 2 * 3 * 64 * 4 * (3 * 512 + 3 * (100 + 128 - 1))
     rates = {"stream_gb_s": 1e6, "attention_gops": 7.0}
     assert decode_ms(windowed, 80, **rates) == decode_ms(facts, 80, **rates)
     saved_ms = decode_ms(facts, 400, **rates) - decode_ms(windowed, 400, **rates)

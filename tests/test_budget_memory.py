@@ -132,6 +132,11 @@ def test_core_ml_says_that_it_was_not_measured():
     assert kv.dirty == exactly(6 * 512 * 2 * 3 * 64 * 2)
 
 
+def test_an_int8_cache_of_a_pte_has_a_scale_and_a_zero_point_beside_every_row_of_a_head():
+    (kv,) = [term for term in estimate_memory(model(SMOLLM2_135M, 6, kv_dtype="int8")).terms if term.name == "KV cache"]
+    assert kv.dirty == exactly(2 * 6 * 512 * 3 * (64 + 4 + 1))
+
+
 def test_the_terms_of_a_core_ml_package_worked_by_hand():
     facts = model(SMOLLM2_135M, 6, form="coreml", kv_dtype="float16")
     terms = {term.name: term for term in estimate_memory(facts).terms}

@@ -19,8 +19,9 @@ from mobile_export.budget.changes import (
 )
 from mobile_export.budget.interval import Interval, exactly
 from mobile_export.budget.memory import estimate_memory
+from mobile_export.budget.phones import read_phones
 from mobile_export.budget.quantities import read_bytes, read_dram, read_seconds, read_share
-from mobile_export.budget.verdict import WORST, Limits, Target, Use, judge
+from mobile_export.budget.verdict import WORST, Limits, Target, Use, judge, target_of_phone
 from mobile_export.errors import UsageError
 from mobile_export.quantize.recipe import packaged_recipes, read_recipe
 
@@ -63,6 +64,18 @@ def test_an_app_limit_is_for_dirty_memory_alone():
     assert [(a.limit, a.outcome) for a in verdict.answers] == [("memory", "fits"), ("app limit", "fits")]
     tight = memory.peak_dirty.low / MIB - 1
     assert judge(FACTS, target(app_limit_mib=tight), Limits(), Use()).outcome == "does not fit"
+
+
+def test_the_tables_mebibytes_are_two_to_the_twentieth():
+    phones = read_phones()
+    limits = {name: phone.row.app_limit_mib for name, phone in phones.items() if phone.row.app_limit_mib}
+    reserves = {name: phone.row.os_reserve_mib for name, phone in phones.items() if phone.row.os_reserve_mib}
+    assert limits
+    assert reserves
+    for name, limit in limits.items():
+        assert target_of_phone(phones[name]).app_limit_bytes == limit.interval.times(2**20)
+    for name, reserve in reserves.items():
+        assert target_of_phone(phones[name]).reserve_bytes == reserve.interval.times(2**20)
 
 
 def test_what_the_system_keeps_is_not_there():

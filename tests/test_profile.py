@@ -619,7 +619,7 @@ def test_calibrate_writes_what_check_reads(tmp_path, capsys, monkeypatch):
     runner = fake_calibrator(tmp_path, f"echo '{json.dumps(SPEED)}'")
     monkeypatch.setattr("mobile_export.measure.build.build_runner", lambda: runner)
     out = tmp_path / "machine.json"
-    assert run(["profile", "calibrate", "--threads", "1", "--out", str(out)]) == 0
+    assert run(["profile", "calibrate", "--threads", "1", "--runs", "2", "--out", str(out)]) == 0
     assert re.search(r"^stream_gb_s +40\.2$", capsys.readouterr().out, re.MULTILINE)
     assert json.loads(out.read_text())["calibration"] == read_rates(out).calibration.model_dump()
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from mobile_export.measure.machine_speed import MachineSpeed
 
 
-def calibrate(threads: Sequence[int], out: Path | None, *, as_json: bool) -> int:
+def calibrate(threads: Sequence[int], runs: int, out: Path | None, *, as_json: bool) -> int:
     """Measure at each number of threads, and keep the one a block of weights takes least time at.
 
     Args:
         threads: to try; none: 1, 2, 4 and so on up to all cores.
+        runs: processes for each of them.
         out: a file for the object that `check --profile` reads.
     """
     from mobile_export.measure.build import build_runner
@@ -34,7 +35,7 @@ def calibrate(threads: Sequence[int], out: Path | None, *, as_json: bool) -> int
     speeds = []
     for count in threads or _up_to(machine.cores):
         say(f"measuring {counted(count, 'thread')}")
-        speeds.append(measure_speed(runner, count))
+        speeds.append(measure_speed(runner, count, processes=runs))
     done()
     best = min(speeds, key=lambda speed: speed.block_4_bit_us)
     values: dict[str, Any] = {

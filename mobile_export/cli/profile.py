@@ -109,7 +109,7 @@ def profile(
         from mobile_export.cli.calibrate import calibrate
 
         counts = () if threads == "auto" else _numbers("--threads", threads, least=1)
-        return calibrate(counts, _writable("--out", out), as_json=as_json)
+        return calibrate(counts, runs, _writable("--out", out), as_json=as_json)
     if len(artifact) > 1:
         raise UsageError(f"ARTIFACT {artifact[1]}", "one artifact at a time", "or write: profile compare BEFORE AFTER")
     if weights not in ("plain", "cache", "file"):

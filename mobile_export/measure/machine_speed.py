@@ -19,7 +19,6 @@ from mobile_export.errors import MissingTool
 from mobile_export.measure.measurement import STRICT
 
 SECONDS = 120.0  # after so long it hangs
-PROCESSES = 3
 CALLS_US = 6.0  # what ExecuTorch takes for two delegates and five operators; on x86-64 (benchmarks/decode_prediction.py)
 COPIES_US = 0.6  # and to copy a token's values from operator to operator, on one thread
 EIGHT_BIT, FOUR_BIT = 1028 / 1024, 0.5625  # bytes a value of the benchmark's weights, scales included
@@ -95,11 +94,12 @@ def _near(mib: float, rates: Sequence[AtSize]) -> float:
 _SPEED = pydantic.TypeAdapter(MachineSpeed)
 
 
-def measure_speed(runner: Path, threads: int, *, processes: int = PROCESSES, timeout_s: float = SECONDS) -> MachineSpeed:
+def measure_speed(runner: Path, threads: int, *, processes: int, timeout_s: float = SECONDS) -> MachineSpeed:
     """The medians of some processes.
 
     Args:
         runner: the C++ one, or another that takes --calibrate and --threads and prints the fields of MachineSpeed.
+        processes: how many; each takes some ten seconds.
     Raises:
         MissingTool: it does not start, fails, hangs, or prints something else.
     """
