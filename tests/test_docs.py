@@ -31,9 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import arm64
 import pytest
+from adb_device.bed import Bed
+from adb_device.needs import ALL_TESTS, MISSING
 
-from mobile_export.measure.build import cache_folder
+from mobile_export.cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,14 +102,10 @@ def phones_of(page: str, room: Path) -> Iterator[dict[str, str]]:
     if names is None:
         yield {}
         return
-    bed = pytest.importorskip("adb_device.bed", reason="tests/adb_device is on the branch `bed`")
-    arm64 = pytest.importorskip("arm64", reason="tests/arm64.py is on the branch `bundle`")
-    from adb_device.needs import ALL_TESTS, MISSING
-
     if (missing := [*MISSING, *arm64.MISSING]) and not ALL_TESTS:
         pytest.skip(f"needs {', '.join(missing)}")
     arm64.runner_bundle()  # or the page is skipped: there is no network
-    with bed.Bed(room) as made:
+    with Bed(room) as made:
         for name in names[1].split():
             made.phone(name)
         yield {**made.environment, "XDG_CACHE_HOME": str(cache_folder().parent)}

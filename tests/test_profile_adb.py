@@ -16,17 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
-from exported import artifact, checkpoint
-
-pytest.importorskip("adb_device.bed", reason="tests/adb_device is on the branch `bed`")
-pytest.importorskip("arm64", reason="tests/arm64.py is on the branch `bundle`")
-
 from adb_device.bed import Bed
 from adb_device.bed import Phone as BedPhone
 from adb_device.faults import Faults
 from adb_device.fuzz import KINDS, LEVELS, Fuzz
 from adb_device.needs import bundled_adb, needs_bed
 from arm64 import needs_arm64, runner_bundle
+from exported import artifact, checkpoint
 
 from mobile_export.cli import run
 from mobile_export.measure.adb.runner import EXPERIMENTAL
