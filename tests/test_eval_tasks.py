@@ -274,6 +274,7 @@ def test_means_over_tasks():
     both = compare(found, wanted, 7)
     assert (both.average, both.reference_average, both.truncated) == (0.625, 0.875, 7)
     assert both.average_drop == pytest.approx(0.25)
+    assert [score.drop for score in both.tasks] == [0, 0.5]
     errors = [statistics.stdev([0, 1, 0, -1]) / 2, statistics.stdev([1, 0]) / math.sqrt(2)]
     assert both.average_drop_error == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2) / 2)
     alone = compare(found, None, 0)

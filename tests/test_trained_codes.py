@@ -446,6 +446,16 @@ def test_a_part_that_is_missing(capsys, tmp_path):
     assert refusal(capsys, folder).startswith(f"{DOWN}.weight: {DOWN}._weight_scale is missing; ")
 
 
+def test_a_pickle_of_torchaos_tensors(capsys, tmp_path):
+    """torch reads its class where torchao was imported, as here; elsewhere the pickle is refused for asking for it."""
+    folder, state = torchao("w4")
+    folder = shutil.copytree(folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    line = refusal(capsys, folder)
+    assert "is a IntxUnpackedToInt8Tensor, of which only its own library knows the layout; save it as safetensors, " in line
+
+
 def test_query_key_and_value_trained_apart(capsys, tmp_path):
     folder = shutil.copytree(paretoq(4), tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")

@@ -118,6 +118,9 @@ def describe(path: Path, name: object, value: Any, called: str | None = None) ->
         form = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         kind = f"{str(value.dtype).removeprefix('torch.')}, {form}"
         raise InputError(where, f"is stored as {kind}, which is not supported", "convert the checkpoint to BF16, F16 or F32")
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):  # torchao's, where a process has imported torchao
+        what = f"is a {type(value).__name__}, of which only its own library knows the layout"
+        raise InputError(where, what, "save it as safetensors, with save_pretrained")
     tensor = value.detach()
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():  # a stride of 0 makes terabytes of a byte
         raise InputError(where, f"shape {tuple(tensor.shape)} repeats stored values", "save it with .contiguous()")
