@@ -115,7 +115,7 @@ def test_a_profile_takes_the_place_of_the_table(check, model, tmp_path):
         verdicts(check(model, "--phone", "Pixel 8", "--json", *more)[1])["Pixel 8"] for more in ((), ("--profile", file))
     )
     wide, narrow = (v["decode_tokens_per_s"][2] / v["decode_tokens_per_s"][0] for v in (table, profile))
-    assert narrow < 1.5 < wide
+    assert narrow < 1.6 < wide  # measured within 20 % to both sides
     assert profile["speed_from"] == "profile profile.json"
     alone = check(model, "--dram", "6GB", "--profile", file, "--min-decode-rate", 1, "--max-ttft", "10s", "--battery")
     assert alone[0] == 0
