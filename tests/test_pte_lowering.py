@@ -155,10 +155,11 @@ def test_a_program_that_is_none_does_not_load(tmp_path):
         PteRuntime(tmp_path / "model.pte")
 
 
-def test_without_transformers_the_float32_oracle_is_our_own_decoder_and_says_so(monkeypatch):
+@pytest.mark.parametrize("recipe", ["fp32", "w4"])
+def test_without_transformers_the_float32_oracle_is_our_own_decoder_and_says_so(monkeypatch, recipe):
     from mobile_export.verify import oracle
 
-    weights = weights_of(checkpoint(), recipe="fp32")
+    weights = weights_of(checkpoint(), recipe=recipe)
     named, stock = oracle.float32_oracle(weights, CONTEXT)
     assert named == "transformers in float32"
     monkeypatch.setattr(oracle.importlib.util, "find_spec", lambda name: None)

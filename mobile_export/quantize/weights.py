@@ -20,7 +20,7 @@ from mobile_export.errors import InputError, UsageError
 from mobile_export.families.spec import Recognised, WeightSource
 from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
 from mobile_export.quantize.matrix_plan import MatrixPlan, uses
-from mobile_export.quantize.recipe import EMBEDDING, HEAD, Recipe
+from mobile_export.quantize.recipe import EMBEDDING, HEAD, Recipe, read_recipe
 from mobile_export.quantize.trained import check_kept, trained_codes, trained_precisions, with_own_codes
 from mobile_export.sharing import SharingPlan
 
@@ -102,6 +102,10 @@ class ModelWeights:
         """The same weights, each matrix quantized by itself."""
         recipe = replace(self.recipe, quantizer="clip", calibration=None)
         return ModelWeights(self.checkpoint, self.recognised, self.plan, recipe, say=say)
+
+    def in_float32(self) -> ModelWeights:
+        """The same weights, none of them quantized."""
+        return ModelWeights(self.checkpoint, self.recognised, self.plan, read_recipe("fp32"))
 
     def folded_by(self, factors: Mapping[str, Factor]) -> ModelWeights:
         """The same weights, each multiplied with its factor: with what the mapping holds when a weight is asked for."""

@@ -41,9 +41,9 @@ NUMBERED = re.compile(r"^(.*?\.)(\d+)(\..*)$")  # the first number in a tensor's
 
 
 def float32_oracle(weights: ModelWeights, context: int) -> tuple[str, Callable[[list[int]], torch.Tensor]]:
-    """What float32 logits are held against, and a function from tokens to logits [T, vocab]."""
+    """What float32 logits are held against, and a function from tokens to logits [T, vocab]; whatever the recipe."""
     if importlib.util.find_spec("transformers") is None:
-        decoder = reference_model(weights, context)
+        decoder = reference_model(weights.in_float32(), context)
         return "plain PyTorch in float32 (transformers is not installed)", lambda tokens: reference_logits(decoder, tokens)
     model = written_out(weights)
 
