@@ -458,6 +458,7 @@ def test_an_interrupted_run_leaves_nothing_on_the_phone(bed, folder, tmp_path, s
     phone = bed.phone()
     runner = script(tmp_path, "sleep 60 & wait")
     command = [sys.executable, "-m", "mobile_export", "profile", str(folder), *QUICK, "--adb", "--runner", str(runner)]
+    command = ["env", "--default-signal=INT", *command]  # ignored in a shell's background, and that is inherited
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not any("sleep 60" in line and "sh -c" not in line for line in phone.processes().values()):

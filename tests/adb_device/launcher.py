@@ -41,7 +41,7 @@ class Launcher:
         """Start `sh -c command` with pipes for its input and output, and one for its errors or the same."""
         self._root.count_command()
         process = subprocess.Popen(
-            self._arguments(command),
+            [_found("env"), "--default-signal=HUP", *self._arguments(command)],  # ignored under nohup, and that is inherited
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if stderr_apart else subprocess.STDOUT,
