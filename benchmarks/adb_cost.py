@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adb_device.bed import Bed, Phone
+from fake_measurement import MEASURED
 
 from benchmarks.machine import describe_machine
 from benchmarks.report import add_report_options, at_least, at_most, finish, middle_half, paired_ratios, print_table, spread
@@ -31,24 +32,6 @@ PUSHED_BYTES = 100_000_000
 MAX_OVERHEAD_S, LEAST_SPEED = 3.0, 0.9
 PLAIN, OURS, OVERHEAD = "adb push", "profile's push", "profile, all but pushing and running"
 RUNS_OF_A_PROFILE = 5
-RESIDENT = {"rss_anon_kib": 1, "rss_file_kib": 1, "pss_kib": 1}
-MEASURED = {  # what the script prints: the fields of measurement.py
-    "runtime": "a script",
-    "threads": 1,
-    "backends": [],
-    "load_s": 0.001,
-    "init_s": 0.001,
-    "first_token_s": 0.001,
-    "prompt_tokens": 8,
-    "prefill_s": [0.001],
-    "decode_s": [[0.001]],
-    "at_start": RESIDENT,
-    "after_load": RESIDENT,
-    "after_init": RESIDENT,
-    "at_end": RESIDENT,
-    "peak_rss_kib": 1,
-    "logits": None,
-}
 
 
 def main() -> int:

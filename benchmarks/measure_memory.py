@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.json_child import run_for_json
-from benchmarks.measure_pte import SINGLE_OPENMP_THREAD, logs_on_stderr
+from benchmarks.measure_pte import SINGLE_OPENMP_THREAD
 from benchmarks.process_memory import ImportsMemory, Resident
 from benchmarks.warm_file import warm
 from mobile_export.manifest import Manifest, read_manifest
+from mobile_export.measure.streams import stdout_on_stderr
 
 INTERVAL_S = 0.001
 
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--context", type=int)
     asked = parser.parse_args()
     os.environ.update(SINGLE_OPENMP_THREAD)  # read when libgomp is loaded, which is below
-    with logs_on_stderr():
+    with stdout_on_stderr():
         measured = measure_here(asked.folder, asked.prompt_chunk, asked.context)
     print(json.dumps(asdict(measured)))
 

@@ -11,12 +11,10 @@ A process measures one file, because memory freed by one model would hide what t
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from benchmarks.json_child import run_for_json
 from benchmarks.process_memory import ImportsMemory, Resident, process_threads
 from benchmarks.step_times import StepTimes, time_steps
 from benchmarks.warm_file import WarmFile, warm
+from mobile_export.measure.streams import stdout_on_stderr
 
 SINGLE_OPENMP_THREAD = {"OMP_NUM_THREADS": "1"}
 
@@ -121,20 +120,6 @@ def _constant(program: object, method: str) -> int:
     return int(program.load_method(method).execute([])[0])  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def logs_on_stderr() -> Iterator[None]:
-    """ExecuTorch's C++ logs write to file descriptor 1: send it to stderr, so stdout holds the JSON alone."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-
-
 def main() -> None:
     """Measure the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -144,7 +129,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     asked = parser.parse_args()
     os.environ.update(SINGLE_OPENMP_THREAD)  # read when libgomp is loaded, which is below
-    with logs_on_stderr():
+    with stdout_on_stderr():
         measured = measure_here(
             asked.pte, threads=asked.threads, prompt_tokens=asked.prompt_tokens, new_tokens=asked.new_tokens
         )

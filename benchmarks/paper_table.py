@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks.export_child import pte_command, run_export
 from benchmarks.machine import describe_machine
 from benchmarks.report import Figure, add_report_options, at_most, finish, print_table
-from benchmarks.rounds import Row, as_json, compare, in_turn, print_comparison, say
-from benchmarks.runner import ROWS, SECONDS, decode_rate, dirty_at_end
+from benchmarks.rounds import Row, as_json, compare, print_comparison, say
+from benchmarks.runner import ROWS, decode_rate, dirty_at_end, measured_in_turn
 from benchmarks.sharing import BASE, SHARED, UNSHARED, export_missing
 from mobile_export.budget.facts import facts_of_manifest
 from mobile_export.budget.interval import total
@@ -31,7 +31,6 @@ from mobile_export.budget.pte_memory import PROCESS, tied_source_bytes
 from mobile_export.budget.terms import MIB
 from mobile_export.manifest import read_manifest
 from mobile_export.measure.build import build_runner
-from mobile_export.measure.launch import launch
 from mobile_export.measure.measurement import Job, Measurement
 from mobile_export.units import counted
 
@@ -69,13 +68,8 @@ def main() -> int:
     print(machine)
     folders = exported(asked.work.resolve(), asked.recipe)
     runner = [str(build_runner())]
-
-    def measure(name: str, threads: int) -> Measurement:
-        return launch(runner, Job(folders[name] / "model.pte", threads), timeout_s=SECONDS)
-
-    for name in folders:  # brings the files into the page cache
-        measure(name, 1)
-    by_threads = in_turn(list(folders), asked.threads, asked.runs, measure)
+    ways = {name: (runner, Job(folder / "model.pte")) for name, folder in folders.items()}
+    by_threads = measured_in_turn(ways, asked.threads, asked.runs)
     predicted = {name: predict(folder) for name, folder in folders.items()}
     for threads, runs in by_threads.items():
         title = f"{MODEL}, {asked.recipe}, {counted(threads, 'thread')}: prompt 128, 64 new tokens, context 512"

@@ -17,16 +17,14 @@ import importlib.util
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.export_child import onnx_command, run_export
 from benchmarks.machine import ONNX_PACKAGES, PTE_PACKAGES, describe_machine
 from benchmarks.report import Figure, add_report_options, at_least, at_most, finish
-from benchmarks.rounds import Row, as_json, compare, in_turn, print_comparison, say
-from benchmarks.runner import ROWS, SECONDS, decode_rate, dirty_at_end, exported
+from benchmarks.rounds import Row, as_json, compare, print_comparison, say
+from benchmarks.runner import ROWS, decode_rate, dirty_at_end, exported, measured_in_turn
 from mobile_export.measure.build import build_runner
-from mobile_export.measure.launch import launch
 from mobile_export.measure.measurement import Job, Measurement
 from mobile_export.units import counted
 
@@ -70,15 +68,7 @@ def main() -> int:
     if asked.llama_python:
         runner = [asked.llama_python, "-m", "benchmarks.measure_llama_cpp"]
         ways[LLAMA] = (runner, Job(as_q4_0(work / "q4_0.gguf", asked.llama_python)))
-
-    def measure(name: str, threads: int) -> Measurement:
-        command, job = ways[name]
-        return launch(command, replace(job, threads=threads), timeout_s=SECONDS)
-
-    for name in ways:  # brings the files into the page cache, and makes the packed one
-        say(f"warming up: {name}")
-        measure(name, 1)
-    by_threads = in_turn(list(ways), asked.threads, asked.runs, measure)
+    by_threads = measured_in_turn(ways, asked.threads, asked.runs)
     for threads, runs in by_threads.items():
         title = (
             f"SmolLM2-135M in its runtimes, {counted(threads, 'thread')}: prompt 128, 64 new tokens, context 512; "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,15 +74,7 @@ def main() -> int:
         SMALLEST: (cpp, Job(int8, packed_weights=work / "int8-kv.packed")),
         PYTHON: (python, Job(float32)),
     }
-
-    def measure(name: str, threads: int) -> Measurement:
-        command, job = ways[name]
-        return launch(command, replace(job, threads=threads), timeout_s=SECONDS)
-
-    for name in ways:  # brings the files into the page cache, and makes the packed ones
-        say(f"warming up: {name}")
-        measure(name, 1)
-    by_threads = in_turn(list(ways), asked.threads, asked.runs, measure)
+    by_threads = measured_in_turn(ways, asked.threads, asked.runs)
     for threads, runs in by_threads.items():
         first = runs[CPP][0]
         title = (
@@ -93,6 +85,24 @@ def main() -> int:
     return finish(asked, machine, as_json(by_threads), judge(by_threads))
 
 
+def measured_in_turn(
+    ways: Mapping[str, tuple[list[str], Job]], threads: Sequence[int], rounds: int
+) -> dict[int, dict[str, list[Measurement]]]:
+    """Threads -> way -> one measurement a round. ways: the command of a runner, and its job.
+
+    Each is run once before: that brings its files into the page cache, and makes the packed ones.
+    """
+
+    def measure(name: str, count: int) -> Measurement:
+        command, job = ways[name]
+        return launch(command, replace(job, threads=count), timeout_s=SECONDS)
+
+    for name in ways:
+        say(f"warming up: {name}")
+        measure(name, 1)
+    return in_turn(list(ways), threads, rounds, measure)
+
+
 def exported(folder: Path, checkpoint: str, *options: str) -> Path:
     """The model.pte in a folder, exported where it is not there yet."""
     if not (folder / "model.pte").is_file():
@@ -101,7 +111,7 @@ def exported(folder: Path, checkpoint: str, *options: str) -> Path:
     return folder / "model.pte"
 
 
-def judge(by_threads: dict[int, dict[str, Sequence[Measurement]]]) -> list[Figure]:
+def judge(by_threads: Mapping[int, Mapping[str, Sequence[Measurement]]]) -> list[Figure]:
     """The figures the project promises."""
     first = next(iter(by_threads.values()))
     figures = [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from exported import CONTEXT, artifact, checkpoint, onnx_artifact
+from fake_measurement import MEASURED
 from PIL import Image, ImageColor
 from runner_operators import needs_compiler
 
@@ -131,25 +132,6 @@ def test_a_profile_of_an_onnx_model(tmp_path):
 
 
 # --- runners that misbehave ----------------------------------------------------------------------------------------------
-
-RESIDENT = {"rss_anon_kib": 1024, "rss_file_kib": 2048, "pss_kib": 3072}
-MEASURED = {
-    "runtime": "fake 1",
-    "threads": 1,
-    "backends": [],
-    "load_s": 0.001,
-    "init_s": 0.1,
-    "first_token_s": 0.02,
-    "prompt_tokens": 10,
-    "prefill_s": [0.01],
-    "decode_s": [[0.004, 0.005, 0.006]],
-    "at_start": RESIDENT,
-    "after_load": {**RESIDENT, "rss_anon_kib": 2048},
-    "after_init": {**RESIDENT, "rss_anon_kib": 11264},
-    "at_end": {**RESIDENT, "rss_anon_kib": 21504, "rss_file_kib": 7168},
-    "peak_rss_kib": 40960,
-    "logits": None,
-}
 
 
 def script(folder: Path, body: str) -> Path:

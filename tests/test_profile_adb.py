@@ -23,6 +23,7 @@ from adb_device.fuzz import KINDS, LEVELS, Fuzz
 from adb_device.needs import bundled_adb, needs_bed
 from arm64 import needs_arm64, runner_bundle
 from exported import artifact, checkpoint
+from fake_measurement import MEASURED
 
 from mobile_export.cli import run
 from mobile_export.measure.adb.runner import EXPERIMENTAL
@@ -33,24 +34,6 @@ pytestmark = needs_bed
 SEEDS = range(int(os.environ.get("MOBILE_EXPORT_FUZZ_SEEDS", "1")))
 QUICK = ("--prompt-tokens", "10", "--new-tokens", "8", "--runs", "1", "--threads", "1", "--no-cold", "--rest", "0")
 NO_LOGITS = "the runner tells no logits, so nobody knows whether it computes the model"
-RESIDENT = {"rss_anon_kib": 1024, "rss_file_kib": 2048, "pss_kib": 3072}
-MEASURED = {
-    "runtime": "fake 1",
-    "threads": 1,
-    "backends": [],
-    "load_s": 0.001,
-    "init_s": 0.1,
-    "first_token_s": 0.02,
-    "prompt_tokens": 10,
-    "prefill_s": [0.01],
-    "decode_s": [[0.004, 0.005, 0.006]],
-    "at_start": RESIDENT,
-    "after_load": RESIDENT,
-    "after_init": {**RESIDENT, "rss_anon_kib": 11264},
-    "at_end": {**RESIDENT, "rss_anon_kib": 21504},
-    "peak_rss_kib": 40960,
-    "logits": None,
-}
 
 
 @pytest.fixture(scope="module")

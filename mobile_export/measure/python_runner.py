@@ -6,13 +6,12 @@ A runner gives `run_runner` a function that loads a model. Exit codes are the C+
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from mobile_export.errors import MobileExportError
 from mobile_export.measure.launch import REFUSED
 from mobile_export.measure.measurement import Job, Logits, Measurement
 from mobile_export.measure.process_memory import drop_from_page_cache, forget_imports, peak_rss_kib, resident
+from mobile_export.measure.streams import stdout_on_stderr
 
 FIRST_TOKEN = 3  # prompts count up from here: fixed tokens, no sampling in the time
 
@@ -46,7 +46,7 @@ def run_runner(load: Callable[[Job], Model]) -> None:
     if job.affinity:
         os.sched_setaffinity(0, job.affinity)
     try:
-        with _stdout_on_stderr():
+        with stdout_on_stderr():
             measured = _measure(job, load)
     except MobileExportError as error:
         print(error.what, file=sys.stderr)
@@ -134,17 +134,3 @@ def _parse() -> Job:
     for name in ("affinity", "logits-of"):
         parser.add_argument(f"--{name}", type=numbers, default=())
     return Job(**vars(parser.parse_args()))
-
-
-@contextlib.contextmanager
-def _stdout_on_stderr() -> Iterator[None]:
-    """ExecuTorch's C++ logs go to file descriptor 1: send it to stderr, so stdout holds the JSON alone."""
-    sys.stdout.flush()
-    saved = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
