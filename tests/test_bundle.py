@@ -19,7 +19,7 @@ from runner_operators import needs_compiler
 from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
 from mobile_export.measure import arm64_wheel, build, bundle
-from mobile_export.measure.bundle import COMPILER, arm64_bundle
+from mobile_export.measure.bundle import COMPILER, arm64_bundle, build_bundle
 from mobile_export.measure.measurement import MEASUREMENT, Measurement
 from mobile_export.measure.needed_libraries import needed_libraries
 from mobile_export.measure.operators import operator_times
@@ -143,6 +143,14 @@ def test_a_bundle_is_made_once_and_again_where_a_file_was_changed(cache):
     assert arm64_bundle(said.append, download=True) == first  # to the byte
     assert said == ["building the runner for arm64, once"]
     assert left_in(cache) == {first.folder.name, "wheels"}
+
+
+@needs_arm64
+def test_the_same_sources_elsewhere_give_the_same_program(cache, tmp_path):
+    """The cache may hold what another checkout built."""
+    shutil.copytree(build.SOURCES, tmp_path / "elsewhere")
+    elsewhere = build_bundle(tmp_path / "elsewhere", "runner", lambda _: None, download=True)
+    assert elsewhere.files == runner_bundle().files
 
 
 @needs_arm64
