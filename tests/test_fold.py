@@ -22,10 +22,14 @@ def drawn_squares(weights, spread=3.0):
     return {name: torch.exp(spread * torch.randn(shape[1], generator=generator)) for name, shape in matrices.items()}
 
 
+def always(*_):
+    return True
+
+
 def folded(weights, squares):
     factors = {}
     for stored in range(len(weights.plan.blocks)):
-        factors |= fold(weights, stored, squares)
+        factors |= fold(weights, stored, squares, always)
     return factors, weights.folded_by(factors)
 
 
@@ -64,7 +68,7 @@ def test_the_scale_is_the_best_there_is_for_a_group():
     weights = weights_of(checkpoint(blocks=1), "fp32")
     squares = drawn_squares(weights, 1.0)
     name = "blocks.0.ffn.down.weight"
-    columns = fold(weights, 0, squares)[name].columns
+    columns = fold(weights, 0, squares, always)[name].columns
 
     def bound(scale):
         return float(((weights.float32(name) * scale) ** 2).sum() * (squares[name] / scale**2).sum())
@@ -109,7 +113,19 @@ def test_a_channel_that_is_never_used_gets_a_finite_scale():
     squares = {name: torch.zeros_like(square) for name, square in drawn_squares(weights).items()}
     some = {name: square * (torch.arange(len(square)) > 3) for name, square in drawn_squares(weights).items()}
     for measured in (squares, some):
-        for factor in fold(weights, 0, measured).values():
+        for factor in fold(weights, 0, measured, always).values():
             for part in (factor.rows, factor.columns):
                 assert part is None or (part.isfinite().all() and (part > 0).all())
     assert module.LEAST > 0
+
+
+def test_channels_are_folded_where_rounding_then_loses_less():
+    """A matrix that lies on its grid already loses nothing until it is folded; one whose columns differ in size gains."""
+    weights = weights_of(checkpoint(blocks=1), "w4")
+    squares = {name: torch.ones(matrix.shape[1]) for name, matrix in weights.matrices.items()}
+    own, down = weights.float32, "blocks.0.ffn.down.weight"
+    sizes = torch.linspace(0, 5, weights.shape(down)[1]).exp()[torch.randperm(weights.shape(down)[1])]
+    for of, pays in ((weights.quantized(down).dequantized(), False), (own(down) * sizes, True)):
+        weights.float32 = lambda name, of=of: of if name == down else own(name)
+        assert (down in fold(weights, 0, squares | {down: 1 / sizes.square()})) == pays
+    assert not fold(weights_of(checkpoint(blocks=1), "fp32"), 0, squares)

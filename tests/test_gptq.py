@@ -4,7 +4,6 @@ The paper's own form is used: one weight at a time, the inverse Hessian shrunk b
 blocks of columns, nothing transposed.
 """
 
-import itertools
 import struct
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from mobile_export.quantize import gptq as module
 from mobile_export.quantize.clip_search import quantize_weight
-from mobile_export.quantize.gptq import DAMPING, gptq
+from mobile_export.quantize.gptq import DAMPING, damped, gptq
 from mobile_export.quantize.recipe import Precision
 
 W4, W8 = Precision(4, 32), Precision(8)
@@ -36,6 +35,10 @@ def damped_by_hand(moments):
     return hessian + DAMPING * np.mean(np.diag(hessian)) * np.eye(len(hessian))
 
 
+def quantized(weight, moments, precision=W4):
+    return gptq(weight, damped(moments, torch.ones(len(moments))), precision)
+
+
 def paper(row, hessian, scales, low, high):
     """Codes of one row by OBQ's step (equations 2 and 3 of the paper), columns in the order of their mean squares."""
     left, inverse, codes = list(row), np.linalg.inv(hessian), {}
@@ -48,8 +51,8 @@ def paper(row, hessian, scales, low, high):
     return [codes[column] for column in range(len(row))]
 
 
-def row_errors(weight, quantized, hessian):
-    off = (weight.double() - quantized.dequantized().double()).numpy()
+def row_errors(weight, rounded, hessian):
+    off = (weight.double() - rounded.dequantized().double()).numpy()
     return np.einsum("ri,ij,rj->r", off, hessian, off)
 
 
@@ -60,33 +63,22 @@ def test_codes_are_those_of_the_paper(seed, columns, precision):
     weight, moments = drawn(seed, columns=columns)
     hessian = damped_by_hand(moments)
     low, high = (-8, 7) if precision.bits == 4 else (-127, 127)
-    found = gptq(weight, moments, precision, sweeps=0)
+    found = quantized(weight, moments, precision)
     spread = found.scales.repeat_interleave(columns // found.scales.shape[1], dim=1).tolist()
     expected = [paper(row, hessian, scales, low, high) for row, scales in zip(weight.tolist(), spread, strict=True)]
     assert found.codes.tolist() == expected
     assert found.codes.tolist() != quantize_weight(weight, precision).codes.tolist()
 
 
-@pytest.mark.parametrize("sweeps", [0, 1, 3])
 @settings(max_examples=15)
 @example(seed=296, precision=W4, alike=0.0)  # GPTQ alone makes a row worse by 6 %
 @given(seed=st.integers(0, 10**6), precision=st.sampled_from(PRECISIONS), alike=st.sampled_from([0.0, 0.7, 3.0]))
-def test_no_row_is_worse_than_rounded_to_nearest(sweeps, seed, precision, alike):
+def test_no_row_is_worse_than_rounded_to_nearest(seed, precision, alike):
     weight, moments = drawn(seed, alike=alike)
     hessian = damped_by_hand(moments)
     nearest = quantize_weight(weight, precision, torch.from_numpy(np.diag(hessian).astype(np.float32)))
-    found = row_errors(weight, gptq(weight, moments, precision, sweeps), hessian)
+    found = row_errors(weight, quantized(weight, moments, precision), hessian)
     assert (found <= row_errors(weight, nearest, hessian) * 1.001).all()  # errors are compared in float32
-
-
-@settings(max_examples=15)
-@given(seed=st.integers(0, 10**6), precision=st.sampled_from(PRECISIONS))
-def test_a_sweep_makes_no_row_worse(seed, precision):
-    weight, moments = drawn(seed)
-    hessian = damped_by_hand(moments)
-    by_sweeps = [row_errors(weight, gptq(weight, moments, precision, sweeps), hessian) for sweeps in range(4)]
-    for before, after in itertools.pairwise(by_sweeps):
-        assert (after <= before * 1.001).all()
 
 
 @settings(max_examples=15)
@@ -94,25 +86,23 @@ def test_a_sweep_makes_no_row_worse(seed, precision):
 def test_more_bits_are_better(seed):
     weight, moments = drawn(seed)
     hessian = damped_by_hand(moments)
-    four, eight = (row_errors(weight, gptq(weight, moments, precision), hessian).sum() for precision in (W4, W8))
+    four, eight = (row_errors(weight, quantized(weight, moments, precision), hessian).sum() for precision in (W4, W8))
     assert eight < 0.1 * four
 
 
-def test_it_pays_and_so_do_the_sweeps():
-    """Measured on correlated inputs: 0.34 of nearest rounding's error after the first pass, 0.27 after three sweeps."""
+def test_it_pays():
+    """Measured on correlated inputs: 0.34 of nearest rounding's error."""
     weight, moments = drawn(5, rows=64, columns=128, tokens=1000)
     hessian = damped_by_hand(moments)
     nearest = row_errors(weight, quantize_weight(weight, W4), hessian).sum()
-    first, swept = (row_errors(weight, gptq(weight, moments, W4, sweeps), hessian).sum() / nearest for sweeps in (0, 3))
-    assert first < 0.5
-    assert swept < 0.92 * first
+    assert row_errors(weight, quantized(weight, moments), hessian).sum() < 0.5 * nearest
 
 
 @given(seed=st.integers(0, 10**6), precision=st.sampled_from(PRECISIONS), size=st.sampled_from([1e-30, 1e-6, 1.0, 1e6]))
 @settings(max_examples=15)
 def test_scales_are_positive_and_exact_in_bfloat16_and_codes_in_range(seed, precision, size):
     weight, moments = drawn(seed)
-    found = gptq(weight * size, moments, precision)
+    found = quantized(weight * size, moments, precision)
     low, high = (-8, 7) if precision.bits == 4 else (-127, 127)
     assert (found.codes.dtype, found.scales.dtype, found.precision) == (torch.int8, torch.float32, precision)
     assert found.codes.shape == weight.shape
@@ -125,13 +115,20 @@ def test_scales_are_positive_and_exact_in_bfloat16_and_codes_in_range(seed, prec
 @pytest.mark.parametrize("weight", [torch.zeros(3, 64), torch.eye(64)[:3]], ids=["zeros", "ones"])
 @pytest.mark.parametrize("moments", [torch.zeros(64, 64), torch.ones(64, 64), torch.diag(torch.arange(64.0))])
 def test_inputs_never_seen_and_inputs_all_alike(weight, moments):
-    found = gptq(weight, moments, W4)
+    found = quantized(weight, moments)
     assert torch.allclose(found.dequantized(), weight, atol=1e-2)
 
 
 def test_what_is_passed_on_across_blocks_of_columns_does_not_depend_on_their_width(monkeypatch):
     weight, moments = drawn(3, columns=192)
-    usual = gptq(weight, moments, W4)
+    usual = quantized(weight, moments)
     monkeypatch.setattr(module, "BLOCK", 192)
-    whole = gptq(weight, moments, W4)
+    whole = quantized(weight, moments)
     assert (usual.codes != whole.codes).double().mean() < 0.01  # sums in another order move a value across a half
+
+
+def test_damping_is_that_of_the_inputs_before_they_were_divided():
+    _, moments = drawn(4)
+    columns = torch.linspace(0.1, 10, 64)
+    divided = damped(moments / columns / columns[:, None], columns)
+    assert torch.allclose(divided * columns * columns[:, None], damped(moments, torch.ones(64)), rtol=1e-4)

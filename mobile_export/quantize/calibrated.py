@@ -7,7 +7,7 @@ W + W D H^-1 comes closest on the found inputs x to what W gives on the exact on
 this text as well (QEP, arXiv:2504.09629). Matrices of a block that share an input are quantized together, and what follows
 them sees the result.
 
-Before a block is quantized it is folded (fold.py), by what its matrices are given in float32.
+Before a block is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32.
 
 A block that runs several times gathers its sums over all of its executions, and is quantized once. Where one execution
 follows the other (immediate sharing), its inputs come from the block itself, still in float32, on the found stream. Where
@@ -98,9 +98,13 @@ class Moments:
         return Moments(self.hessian + other.hessian, self.shift + other.shift)
 
 
-def fitted(weight: torch.Tensor, moments: Moments) -> torch.Tensor:
-    """What GPTQ rounds: `weight` moved towards giving on the found inputs what it gives on the exact ones, float32."""
-    change = torch.linalg.solve(damped(moments.hessian), (weight.double() @ moments.shift.double()).t()).t()
+def fitted(weight: torch.Tensor, hessian: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """What GPTQ rounds: `weight` moved towards giving on the found inputs what it gives on the exact ones, float32.
+
+    Args:
+        hessian: damped. shift: sum of (exact x - x) x^T, float32.
+    """
+    change = torch.linalg.solve(hessian, (weight.double() @ shift.double()).t()).t()
     return weight + PROPAGATION * change.float()
 
 
@@ -164,9 +168,10 @@ class _Walk:
                 moments = moments + found_here if moments else found_here
             assert moments is not None
             self._check_finite(next(iter(matrices.values())), moments)
+            hessian = damped(moments.hessian, columns)
             for part, name in matrices.items():
-                target = fitted(self.folded.float32(name), moments)
-                self.found[name] = gptq(target, moments.hessian, self.weights.matrices[name].precision)
+                target = fitted(self.folded.float32(name), hessian, moments.shift)
+                self.found[name] = gptq(target, hessian, self.weights.matrices[name].precision)
                 bias = cast("torch.Tensor | None", settling.get_submodule(part).bias)
                 settling.set_submodule(part, self._linear(name, bias))
         return after

@@ -3,22 +3,27 @@
 Between the weight that gives a channel (a norm's, or a row of a matrix) and the matrices that take it a scale s cancels:
 x / s times w s. In a group of inputs that share a quantization scale the error grows with sum (w s)^2 times sum (x / s)^2,
 which by Cauchy and Schwarz is least where w s and x / s are in proportion: s = sqrt(rms x / rms w). So nothing is searched,
-and a checkpoint rescaled beforehand is folded into the same weights as the one it came from.
+and a checkpoint rescaled beforehand is folded into the same weights as the one it came from. The bound knows nothing of how
+the weights lie on a grid, as those do that were quantized before: so both are rounded, and folding is left where it loses.
 
 Source: AWQ (arXiv:2306.00978), which searches s among powers of the activations' magnitude.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from mobile_export.families.spec import DecoderSpec, RwkvSpec
+from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.weights import ModelWeights
 
 LEAST = 1e-3  # of the median: a channel weaker than that is not scaled up any further
+EVERY = 4  # rows of which one is rounded to see whether folding pays
+
+Pays = Callable[[tuple[str, ...], torch.Tensor], bool]  # matrices, and what their columns would be multiplied with
 
 
 @dataclass(frozen=True)
@@ -54,28 +59,60 @@ class Channels:
         object.__setattr__(self, "count", int(self.channel.max()) + 1)
 
 
-def fold(weights: ModelWeights, stored: int, mean_squares: Mapping[str, torch.Tensor]) -> dict[str, Factor]:
+def fold(
+    weights: ModelWeights, stored: int, mean_squares: Mapping[str, torch.Tensor], pays: Pays | None = None
+) -> dict[str, Factor]:
     """The factors that fold a stored block, by weight; its function stays what it was.
 
     Args:
         mean_squares: matrix -> the mean square of each of its inputs, (in_features,).
+        pays: whether to fold channels by some columns; None: where rounding by the recipe then loses less.
     """
     factors: dict[str, Factor] = {}
+    pays = pays or _Rounded(weights, mean_squares, factors).lose_less
     for channels in channels_of(weights, stored):
         # Rows are settled before the columns that hang on them: what a block's end takes comes first.
         taken = [factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking]
         weight = _by_channel(torch.cat(taken).square().mean(dim=0), channels)
         inputs = _by_channel(torch.stack([mean_squares[name] for name in channels.taking]).mean(dim=0), channels)
         scale = (_roots(inputs) / _roots(weight)).sqrt()
+        columns = scale[channels.channel]
+        if not pays(channels.taking, columns):
+            continue
         for name in channels.taking:
             held = factors.get(name, Factor())
-            factors[name] = Factor(held.rows, scale[channels.channel])
+            factors[name] = Factor(held.rows, columns.clone())  # each its own memory: safetensors shares none
         for name, start in channels.giving.items():
             held = factors.get(name, Factor())
             rows = torch.ones(weights.shape(name)[0]) if held.rows is None else held.rows.clone()
             rows[start : start + channels.count] *= scale ** (-1 / channels.power)
             factors[name] = Factor(rows, held.columns)
     return factors
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """What rounding loses of a block's matrices as the recipe has them, folded so far by `factors`."""
+
+    weights: ModelWeights
+    mean_squares: Mapping[str, torch.Tensor]
+    factors: Mapping[str, Factor]
+
+    def lose_less(self, names: tuple[str, ...], columns: torch.Tensor) -> bool:
+        """Whether the matrices lose less with their columns multiplied."""
+        return sum(self._lost(name, columns) for name in names) < sum(self._lost(name) for name in names)
+
+    def _lost(self, name: str, columns: torch.Tensor | None = None) -> float:
+        """What is added to the mean square of a matrix's outputs, its inputs taken as independent."""
+        precision = self.weights.matrices[name].precision
+        if precision.bits == 32:
+            return 0.0
+        weight = self.factors.get(name, Factor()).of(self.weights.float32(name))[::EVERY]
+        inputs = self.mean_squares[name]
+        if columns is not None:
+            weight, inputs = weight * columns, inputs / columns.square()
+        off = weight - quantize_weight(weight, precision, inputs).dequantized()
+        return float((off.square() @ inputs).sum())
 
 
 def channels_of(weights: ModelWeights, stored: int) -> Iterator[Channels]:
