@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,18 @@ from mobile_export.cli import run
 from mobile_export.measure.drawing import BLUE, COLORS
 from mobile_export.measure.drawing_png import png_of
 from mobile_export.measure.sensitivity_drawing import draw
-from mobile_export.quantize import sensitivity
+from mobile_export.quantize import calibrated_apart, sensitivity
+from mobile_export.quantize.calibrated_apart import calibrate_apart
 from mobile_export.quantize.mixed import EIGHT, FOUR, mixed_recipe, to_toml
 from mobile_export.quantize.recipe import EMBEDDING, HEAD, Calibration, Override, read_recipe
 from mobile_export.quantize.selection import cheapest
-from mobile_export.quantize.sensitivity import Sensitivity, candidates, measure, saved_bytes
+from mobile_export.quantize.sensitivity import Sensitivity, candidates, saved_bytes, sensitivities
 from mobile_export.quantize.sizes import bits_per_weight
 from mobile_export.quantize.weights import ModelWeights
 from mobile_export.verify.reference import float_activations, reference_logits, reference_model
 
 TEXTS = list(torch.randint(3, 90, (3, 16), generator=torch.Generator().manual_seed(1)))
+HEARD = list(torch.randint(3, 90, (8, 32), generator=torch.Generator().manual_seed(2)))
 # One of each way a model is put together, and every order a shared block can run in.
 MODELS = [
     ("llama", None),
@@ -77,23 +80,64 @@ def at_4_bits(weights, name):
 def test_a_cost_is_what_the_whole_model_at_that_recipe_diverges_by(model, schedule):
     """Brute force: the reference model of the recipe with the one override, run from the first token, in double precision."""
     weights = weights_of(folder_of(model), "w8", schedule)
-    asked = candidates(weights)
-    found = dict(zip((matrix.name for matrix in asked), measure(weights, asked, TEXTS, silent), strict=True))
+    found = {s.name: s.kl for s in sensitivities(weights, TEXTS, [], silent)}
     picked = [name for name in found if not name.startswith("blocks.") or name.startswith("blocks.1.")]
     assert len(picked) >= 5
     base = log_probabilities(weights)
     for name in picked:
-        changed = log_probabilities(at_4_bits(weights, name))
-        wanted = float((base.exp() * (base - changed)).sum(-1).mean())
-        # float32 through a model: an error of 1e-6 in each log-probability
-        assert found[name] == pytest.approx(wanted, rel=2e-3, abs=1e-6), name
-        assert wanted > 3e-6, "else the test could not fail"
+        check_cost(found[name], base, log_probabilities(at_4_bits(weights, name)))
 
 
-def log_probabilities(weights):
+@pytest.mark.parametrize(("model", "schedule"), [("llama", None), ("llama", "reverse"), ("lfm2-biased", None), ("rwkv4", None)])
+def test_a_calibrated_matrix_is_measured_by_itself_in_the_folded_model(model, schedule, monkeypatch):
+    weights, made = weights_of(folder_of(model), "w8", schedule), []
+    real = sensitivity.calibrate_apart
+    monkeypatch.setattr(sensitivity, "calibrate_apart", lambda *given: made.append(real(*given)) or made[0])
+    found = {s.name: s.kl for s in sensitivities(weights, HEARD, HEARD, silent)}
+    (calibrated, factors) = made[0]
+    assert set(calibrated) == {name for name in found if name.startswith("blocks.")}
+    base = log_probabilities(weights.folded_by(factors), HEARD)
+    for name in [*calibrated][-5:]:
+        changed = at_4_bits(weights, name).folded_by(factors)
+        changed.quantized = lambda asked, name=name, other=changed.quantized: (
+            calibrated[name] if asked == name else other(asked)
+        )
+        check_cost(found[name], base, log_probabilities(changed, HEARD))
+    clipped = {s.name: s.kl for s in sensitivities(weights, HEARD, [], silent)}
+    assert sum(found[name] for name in calibrated) < 0.9 * sum(clipped[name] for name in calibrated)
+
+
+@pytest.mark.parametrize("schedule", ["none", "immediate", "reverse", "0,1,0,0"])
+def test_a_shared_block_is_calibrated_for_the_inputs_of_all_its_executions(schedule, monkeypatch):
+    weights, given = weights_of(folder_of("llama"), "w8", schedule), {}
+    real = calibrated_apart.gptq
+    monkeypatch.setattr(
+        calibrated_apart,
+        "gptq",
+        lambda w, moments, *more: given.setdefault(w.shape, moments) is None or real(w, moments, *more),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        _, factors = calibrate_apart(weights, [f"blocks.0.{name}.weight" for name in MATRICES], TEXTS, pool, silent)
+    decoder, seen = reference_model(weights.in_float32(), 64), []
+    decoder.blocks[0].attention.qkv.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
+    for text in TEXTS:
+        reference_logits(decoder, text.tolist())
+    assert len(seen) == len(TEXTS) * weights.plan.schedule.count(0)
+    x = torch.cat(seen) / factors["blocks.0.attention.qkv.weight"].columns
+    assert torch.allclose(given[weights.shape("blocks.0.attention.qkv.weight")], x.t() @ x, rtol=1e-4, atol=1e-3)
+
+
+def check_cost(found, base, changed):
+    wanted = float((base.exp() * (base - changed)).sum(-1).mean())
+    # float32 through a model: an error of 1e-6 in each log-probability
+    assert found == pytest.approx(wanted, rel=2e-3, abs=1e-6)
+    assert wanted > 3e-6, "else the test could not fail"
+
+
+def log_probabilities(weights, texts=TEXTS):
     model = reference_model(weights, 64)
     with float_activations(model):
-        return torch.cat([reference_logits(model, text.tolist()).double().log_softmax(-1) for text in TEXTS])
+        return torch.cat([reference_logits(model, text.tolist()).double().log_softmax(-1) for text in texts])
 
 
 @pytest.mark.parametrize(("model", "schedule"), MODELS)
@@ -115,13 +159,16 @@ def test_a_matrix_groups_do_not_divide_and_learned_positions_stay_at_8_bits():
 
 def test_what_was_measured_is_kept(monkeypatch):
     weights = weights_of(checkpoint(blocks=2), "w8")
-    first = sensitivity.sensitivities(weights, TEXTS, silent)
-    monkeypatch.setattr(sensitivity, "measure", None)
-    assert sensitivity.sensitivities(weights_of(checkpoint(blocks=2), "w8"), TEXTS, silent) == first
-    with pytest.raises(TypeError):
-        sensitivity.sensitivities(weights_of(checkpoint(blocks=2), "w8", "immediate"), TEXTS, silent)
-    with pytest.raises(TypeError):
-        sensitivity.sensitivities(weights, TEXTS[:2], silent)
+    first = sensitivities(weights, TEXTS, [], silent)
+    monkeypatch.setattr(sensitivity, "_measure", None)
+    assert sensitivities(weights_of(checkpoint(blocks=2), "w8"), TEXTS, [], silent) == first
+    for other in [
+        (weights_of(checkpoint(blocks=2), "w8", "immediate"), TEXTS, []),
+        (weights, TEXTS[:2], []),
+        (weights, TEXTS, HEARD),
+    ]:
+        with pytest.raises(TypeError):
+            sensitivities(*other, silent)
 
 
 # --- which are chosen ------------------------------------------------------------------------------------------------
@@ -226,14 +273,14 @@ def test_the_recipe_fits_the_size_and_costs_what_was_predicted():
     assert {c["bits"] for c in found["matrices"]} == {4, 8}
     cost = sum(c["kl"] for c in found["matrices"] if c["bits"] == 4)
     assert found["kl_predicted"] == pytest.approx(found["kl_8_bits"] + cost)
-    assert found["kl_uncalibrated"] == pytest.approx(found["kl_predicted"], rel=0.3)  # they add up, roughly
-    assert found["kl_uncalibrated"] > 3 * found["kl_8_bits"]
-    assert found["kl_calibrated"] is None
+    assert found["kl_measured"] == pytest.approx(found["kl_predicted"], rel=0.3)  # they add up, roughly
+    assert found["kl_measured"] > 3 * found["kl_8_bits"]
 
 
 def test_a_calibrated_recipe_is_measured_as_it_will_be_exported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mobile_export.cli.search.CALIBRATION", (8, 32))
     size = sum(weights_of(folder_of("llama"), "w4").predicted_bytes().values())
+    clipped, _ = searched("--target-size", f"{size}B", "--quantizer", "clip")
     arguments = ["search", str(folder_of("llama")), "--target-size", f"{size}B", "--out", str(tmp_path / "mine.toml")]
     assert run([*arguments, "--plot", str(tmp_path / "mine.png")]) == 0
     *rows, _, chosen, size, divergence = capsys.readouterr().out.splitlines()
@@ -246,12 +293,12 @@ def test_a_calibrated_recipe_is_measured_as_it_will_be_exported(tmp_path, monkey
     )
     assert chosen == f"{tmp_path / 'mine.toml'}: {four} of 11 matrices at 4 bits, the others at 8"
     assert size.startswith("size  ")
-    numbers = re.fullmatch(
-        r"KL    ([.\d]+) nats predicted, ([.\d]+) measured, ([.\d]+) calibrated; ([.\d]+) with .*", divergence
-    )
-    predicted, uncalibrated, calibrated, at_8_bits = map(float, numbers.groups())
-    assert at_8_bits < calibrated < uncalibrated
-    assert predicted == pytest.approx(uncalibrated, rel=0.3)
+    numbers = re.fullmatch(r"KL    ([.\d]+) nats predicted, ([.\d]+) measured; ([.\d]+) with everything at 8 bits", divergence)
+    predicted, measured, at_8_bits = map(float, numbers.groups())
+    assert 2 * at_8_bits < measured < 1.3 * predicted  # calibrated together, each makes good what came before
+    assert predicted < 0.8 * clipped["kl_predicted"]
+    assert run([*arguments, "--no-verify"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"KL    {numbers[1]} nats predicted, not measured; ")
     assert Image.open(tmp_path / "mine.png").size == (1280, 720)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SEQUENCES, TOKENS = 8, 128  # of the text that is measured on
 CALIBRATION = 48, 256  # sequences and tokens of the recipe's own, as in w4-gptq
+HEARD = 16  # of those sequences: what each matrix is calibrated on by itself
 SHOWN = 5  # matrices at each end of the table
 
 
@@ -48,8 +49,7 @@ class Search:
     """What was chosen. bytes: the file's, as `inspect` predicts them. KL divergences are from float32, in nats.
 
     kl_8_bits: measured, with everything at 8 bits. kl_predicted: that, and what each matrix at 4 bits cost by itself.
-    kl_uncalibrated: measured, the choice rounded as the prediction supposes. kl_calibrated: measured, as it will be exported;
-    None where the recipe is not calibrated, or --no-verify left it out.
+    kl_measured: with all of them together, as it will be exported; None where --no-verify left it out.
     """
 
     recipe: str
@@ -58,8 +58,7 @@ class Search:
     tokens: int
     kl_8_bits: float
     kl_predicted: float
-    kl_uncalibrated: float
-    kl_calibrated: float | None
+    kl_measured: float | None
     matrices: list[Choice]
 
 
@@ -80,7 +79,7 @@ def search(
         Path | None, typer.Option("--plot", help="Draw what every matrix costs, as PNG (extra `plots`).", show_default=False)
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Calibrate the recipe and measure it, as an export will.")
+        bool, typer.Option("--verify/--no-verify", help="Calibrate the recipe as an export will, and measure it.")
     ] = True,
     as_json: JsonOption = False,
 ) -> int:
@@ -118,11 +117,12 @@ def search(
         warn(line)
     must_save = _must_save(at_8_bits, limit, target_bits)
     texts = sampled_texts(at_8_bits, Calibration(SEQUENCES, TOKENS), say)
-    measured = sensitivities(at_8_bits, texts, say)
+    calibration = Calibration(*CALIBRATION) if quantizer == "gptq" else None
+    heard = sampled_texts(at_8_bits, calibration, say)[:HEARD] if calibration else []
+    measured = sensitivities(at_8_bits, texts, heard, say)
     four = cheapest(measured, must_save)
     asked = f"at most {target_size}" if target_bits is None else f"at most {target_bits:g} bits a weight"
     description = f"4 or 8 bits a matrix by measured sensitivity, {asked}"
-    calibration = Calibration(*CALIBRATION) if quantizer == "gptq" else None
     recipe = mixed_recipe(out.stem, description, at_8_bits.matrices, four, calibration)
     found = _measured(at_8_bits, recipe, texts, measured, four, out, verify=verify)
     put(out, to_toml(recipe, _remarks(found, checkpoint)).encode())
@@ -190,9 +190,8 @@ def _measured(
         return quality.kl
 
     mixed = ModelWeights(at_8_bits.checkpoint, at_8_bits.recognised, at_8_bits.plan, recipe, say=say)
-    say("measuring the choice")
+    say("measuring the choice")  # which calibrates it first
     base = divergence(at_8_bits)
-    uncalibrated = divergence(mixed.uncalibrated(say))
     return Search(
         recipe=str(out),
         bytes=sum(mixed.predicted_bytes().values()),
@@ -200,8 +199,7 @@ def _measured(
         tokens=sum(map(len, texts)),
         kl_8_bits=base,
         kl_predicted=base + sum(s.kl for s in measured if s.name in four),
-        kl_uncalibrated=uncalibrated,
-        kl_calibrated=divergence(mixed) if verify and recipe.quantizer == "gptq" else None,
+        kl_measured=divergence(mixed) if verify else None,
         matrices=[Choice(s.name, 4 if s.name in four else 8, s.kl, s.saved_bytes, s.executions) for s in measured],
     )
 
@@ -234,10 +232,8 @@ def _size(found: Search) -> str:
 
 
 def _divergences(found: Search) -> str:
-    said = f"{found.kl_predicted:.4f} nats predicted, {found.kl_uncalibrated:.4f} measured"
-    if found.kl_calibrated is not None:
-        said += f", {found.kl_calibrated:.4f} calibrated"
-    return f"{said}; {found.kl_8_bits:.4f} with everything at 8 bits"
+    measured = "not measured" if found.kl_measured is None else f"{found.kl_measured:.4f} measured"
+    return f"{found.kl_predicted:.4f} nats predicted, {measured}; {found.kl_8_bits:.4f} with everything at 8 bits"
 
 
 def _row(choice: Choice) -> Sequence[str]:

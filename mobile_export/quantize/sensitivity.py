@@ -5,6 +5,7 @@ Out: a Sensitivity for every matrix that may go to 4 bits: nats a token, and byt
 
 Measured, not estimated: the model runs over the texts once for every matrix, from the matrix's first execution on, with what
 comes before it kept. Activations are not rounded: that noise is the same at 4 and at 8 bits, and would drown the weak ones.
+The matrix is rounded as the recipe will round it, since calibration helps some kinds ten times more than others.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from torch import nn
 
 from mobile_export.quantize import pieces
+from mobile_export.quantize.calibrated_apart import calibrate_apart
 from mobile_export.quantize.calibration import identity, kept_tensors
-from mobile_export.quantize.clip_search import quantize_weight
+from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
 from mobile_export.quantize.executions import Executions, Stream
 from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.mixed import EIGHT, FOUR
@@ -58,40 +60,55 @@ def saved_bytes(matrix: MatrixPlan) -> int:
     return eight.code_bytes + eight.scale_bytes - four.code_bytes - four.scale_bytes
 
 
-def sensitivities(weights: ModelWeights, texts: Sequence[torch.Tensor], say: Callable[[str], None]) -> tuple[Sensitivity, ...]:
+def sensitivities(
+    weights: ModelWeights, texts: Sequence[torch.Tensor], calibration: Sequence[torch.Tensor], say: Callable[[str], None]
+) -> tuple[Sensitivity, ...]:
     """Measure, or read what an earlier run kept.
 
     Args:
         weights: under a recipe of 8 bits, not calibrated.
-        texts: tokens, int64 [T] each.
+        texts: what is measured on: tokens, int64 [T] each.
+        calibration: what matrices are calibrated on, tokens likewise; none: they are rounded by the clipping search.
     Raises:
         InputError: a weight that cannot be read or is not finite, or a cache folder that cannot be written.
     """
     asked = candidates(weights)
-    facts = (ALGORITHM, identity(weights), [text.tolist() for text in texts])
-    kept = kept_tensors(
-        "sensitivities", facts, lambda: {"kl": torch.tensor(measure(weights, asked, texts, say), dtype=torch.float64)}
-    )
-    return tuple(Sensitivity(m.name, kl, saved_bytes(m), m.uses) for m, kl in zip(asked, kept["kl"].tolist(), strict=True))
+    facts = (ALGORITHM, identity(weights), *([text.tolist() for text in some] for some in (texts, calibration)))
+
+    def make() -> dict[str, torch.Tensor]:
+        with torch.no_grad(), ThreadPoolExecutor(WORKERS, initializer=_one_thread) as pool:
+            return {"kl": torch.tensor(_measure(weights, asked, texts, calibration, pool, say), dtype=torch.float64)}
+
+    costs = kept_tensors("sensitivities", facts, make)["kl"].tolist()
+    return tuple(Sensitivity(m.name, kl, saved_bytes(m), m.uses) for m, kl in zip(asked, costs, strict=True))
 
 
-def measure(
-    weights: ModelWeights, asked: Sequence[MatrixPlan], texts: Sequence[torch.Tensor], say: Callable[[str], None]
+def _measure(
+    weights: ModelWeights,
+    asked: Sequence[MatrixPlan],
+    texts: Sequence[torch.Tensor],
+    calibration: Sequence[torch.Tensor],
+    pool: Executor,
+    say: Callable[[str], None],
 ) -> list[float]:
-    """Take each matrix to 4 bits by itself, all others at 8: the divergence that costs, in nats a token."""
-    with torch.no_grad(), ThreadPoolExecutor(WORKERS, initializer=_one_thread) as pool:
-        model = _Model(weights, texts, pool)
-        found: dict[str, float] = {}
-        stream, at = model.entered(), 0
-        for matrix in sorted(asked, key=lambda matrix: model.first_slot(matrix.name)):
-            say(f"measuring matrix {len(found) + 1} of {len(asked)}: {matrix.name}")
-            first = model.first_slot(matrix.name)
-            while at < first:
-                stream, at = model.after(at, stream), at + 1
-            with model.changed(matrix.name, quantize_weight(weights.float32(matrix.name), FOUR).dequantized()):
-                found[matrix.name] = (
-                    model.divergence(0, model.entered()) if first == FROM_TOKENS else model.divergence(first, stream)
-                )
+    """What each of the asked matrices costs."""
+    calibrated: dict[str, QuantizedWeight] = {}
+    if calibration:
+        calibrated, factors = calibrate_apart(weights, [matrix.name for matrix in asked], calibration, pool, say)
+        weights = weights.folded_by(factors)
+    model = _Model(weights, texts, pool)
+    found: dict[str, float] = {}
+    stream, at = model.entered(), 0
+    for matrix in sorted(asked, key=lambda matrix: model.first_slot(matrix.name)):
+        say(f"measuring matrix {len(found) + 1} of {len(asked)}: {matrix.name}")
+        first = model.first_slot(matrix.name)
+        while at < first:
+            stream, at = model.after(at, stream), at + 1
+        four = calibrated.get(matrix.name) or quantize_weight(weights.float32(matrix.name), FOUR)
+        with model.changed(matrix.name, four.dequantized()):
+            found[matrix.name] = (
+                model.divergence(0, model.entered()) if first == FROM_TOKENS else model.divergence(first, stream)
+            )
     return [found[matrix.name] for matrix in asked]
 
 
