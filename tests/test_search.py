@@ -20,6 +20,7 @@ from test_coreml_one_copy import matrices
 from test_onnx_one_copy import MATRICES, onnx_matrices, pte_matrices
 from tiny_families import written
 
+from benchmarks import quality_plot
 from mobile_export.cli import run
 from mobile_export.measure.drawing import BLUE, COLORS
 from mobile_export.measure.drawing_png import png_of
@@ -343,6 +344,20 @@ def test_every_matrix_has_its_dot_higher_the_more_it_costs():
     image = Image.open(io.BytesIO(png_of(drawing))).convert("RGB")
     inside = [image.getpixel((round(2 * dot.x), round(2 * dot.y))) for dot in drawing.dots]
     assert inside == [ImageColor.getrgb(dot.color if dot.filled else "white") for dot in drawing.dots]
+
+
+def test_a_benchmarks_artifacts_lie_by_size_and_divergence_and_are_named():
+    rows = [("plain", "w4", "onnx", 95, 0.3), ("plain", "w8", "onnx", 138, 0.02), ("rescaled", "w4", "pte", 89, 0.15)]
+    keys = ("subject", "recipe", "format", "bytes", "kl")
+    drawing = quality_plot.draw([dict(zip(keys, (*row[:3], row[3] * 10**6, row[4]), strict=True)) for row in rows])
+    first, second, third = drawing.dots
+    assert third.x < first.x < second.x
+    assert second.y > third.y > first.y
+    assert first.color == second.color != third.color
+    lines = {label.text: label for label in drawing.labels}
+    assert first.y == pytest.approx(lines["0.3"].y - 4, abs=0.1)
+    assert lines["90"].x < first.x < lines["100"].x
+    assert [label.text for label in drawing.labels if label.color == third.color] == ["rescaled, pte", "w4"]
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from mobile_export.measure.drawing import BOTTOM, COLORS, HEIGHT, LEFT, RIGHT, W
 from mobile_export.quantize.sensitivity import Sensitivity
 
 LEAST = 1e-7  # nats: what lies below it is drawn there
-LEGEND = 86  # pixels for each name
+LETTER, GAP = 5.6, 12  # pixels: a letter of the legend, and what lies between its names
 
 
 def draw(sensitivities: Sequence[Sensitivity], four: Collection[str], title: str) -> Drawing:
@@ -39,20 +39,25 @@ def draw(sensitivities: Sequence[Sensitivity], four: Collection[str], title: str
             Label(LEFT, 18, title, "start", 14),
             *(Label(LEFT - 8, y(decade) + 4, f"{10.0**decade:g}", "end") for decade in range(low, high + 1)),
             *(Label(x(block), HEIGHT - BOTTOM + 18, str(block), "middle") for block in range(0, blocks, step)),
-            *(Label(LEFT + LEGEND * at, 34, kind, "start", color=color[kind]) for at, kind in enumerate(kinds)),
+            *(Label(left, 34, kind, "start", 10, color[kind]) for kind, left in zip(kinds, _side_by_side(kinds), strict=True)),
             Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "block; nats a token; hollow: 4 bits", "middle"),
         ),
         dots=tuple(Dot(x(block), y(heights[name]), color[kind], name not in four) for name, (block, kind) in places.items()),
     )
 
 
+def _side_by_side(names: Sequence[str]) -> list[float]:
+    """Where each name of the legend begins."""
+    return [LEFT + sum(LETTER * len(name) + GAP for name in names[:at]) for at in range(len(names))]
+
+
 def _place(name: str) -> tuple[int | None, str]:
     """A matrix's block, if it lies in one, and what it is there.
 
-    >>> _place("blocks.3.ffn.up.weight"), _place("embedding.weight")
-    ((3, 'ffn.up'), (None, 'embedding'))
+    >>> _place("blocks.3.ffn.up.weight"), _place("blocks.3.attention.qkv.weight"), _place("embedding.weight")
+    ((3, 'ffn.up'), (3, 'qkv'), (None, 'embedding'))
     """
     if name.startswith("blocks."):
         _, block, rest = name.removesuffix(".weight").split(".", 2)
-        return int(block), rest
+        return int(block), rest.removeprefix("attention.")
     return None, name.removesuffix(".weight")
