@@ -26,10 +26,10 @@ def cheapest(sensitivities: Sequence[Sensitivity], must_save: int) -> frozenset[
         must_save: at most what all of them save; 0 or less chooses none.
     """
     assert must_save <= sum(s.saved_bytes for s in sensitivities), "asked for what is out of reach"
-    step = math.gcd(*(s.saved_bytes for s in sensitivities))
-    step *= math.ceil(must_save / (STEPS * step))
     if must_save <= 0:
         return frozenset()
+    step = math.gcd(*(s.saved_bytes for s in sensitivities))
+    step *= math.ceil(must_save / (STEPS * step))
     goal = math.ceil(must_save / step)
     saves = [s.saved_bytes // step for s in sensitivities]
     if sum(saves) < goal:
