@@ -24,8 +24,9 @@ from mobile_export.budget.profiled import read_rates
 from mobile_export.cli import run
 from mobile_export.errors import MissingTool
 from mobile_export.measure.build import build_runner
-from mobile_export.measure.curve import BLUE, HEIGHT, LEFT, WIDTH, curve_svg, draw
-from mobile_export.measure.curve_png import curve_png
+from mobile_export.measure.curve import curve_svg, draw
+from mobile_export.measure.drawing import BLUE, HEIGHT, LEFT, WIDTH
+from mobile_export.measure.drawing_png import png_of
 from mobile_export.measure.machine_speed import CALLS_US, COPIES_US, MachineSpeed, measure_speed, typical
 from mobile_export.measure.profile import CurvePoint, Spread, read_profile, to_json
 from mobile_export.measure.tools import Need, steps_here
@@ -469,7 +470,7 @@ def test_a_curve_is_drawn_to_scale():
 @pytest.mark.parametrize("rate", [100.0, 200.0])
 def test_a_curve_as_png_has_its_points_where_the_svg_has_them(rate):
     points = [CurvePoint(100, 200.0), CurvePoint(400, rate)]
-    image = Image.open(io.BytesIO(curve_png(points, "a title"))).convert("RGB")
+    image = Image.open(io.BytesIO(png_of(draw(points, "a title")))).convert("RGB")
     assert image.size == (2 * WIDTH, 2 * HEIGHT)
     blue = ImageColor.getrgb(BLUE)
     for x, y in draw(points, "").line:

@@ -343,8 +343,8 @@ def test_its_manifest_and_its_warning(capsys):
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
-def refusal(capsys, folder, *arguments):
-    assert run(["inspect", str(folder), *arguments]) == 3
+def refusal(capsys, folder, *arguments, verb="inspect"):
+    assert run([verb, str(folder), *arguments]) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
     return line.removeprefix("error: ")
 
@@ -368,6 +368,14 @@ def test_a_recipe_that_would_round_it_again(capsys, recipe, made):
         "model.safetensors: model.layers.0.self_attn.q_proj.weight: was trained to be 4-bit, per channel, "
         f"recipe {recipe} makes it {made}; use --recipe trained, which keeps the checkpoint's own codes"
     )
+
+
+@pytest.mark.parametrize(("source", "line"), [
+    (lambda: paretoq(4), "was trained to be 4-bit, per channel, recipe w8 makes it 8-bit, per channel; use --recipe trained, "),
+    (lambda: torchao("w8")[0], "was trained to be rounded, so there is nothing to choose; export it with --recipe trained"),
+])  # fmt: skip
+def test_a_search_for_other_precisions(capsys, source, line):
+    assert line in refusal(capsys, source(), "--target-bits", "6", verb="search")
 
 
 def test_the_trained_recipe_without_trained_codes(capsys, tmp_path):

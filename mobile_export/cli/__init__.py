@@ -24,6 +24,7 @@ from mobile_export.cli import (
     profile,
     pte,
     recipes,
+    search,
     verify,
 )
 from mobile_export.cli.options import with_optional_values
@@ -72,6 +73,7 @@ app.command("profile")(profile.profile)
 app.command("check")(check.check)
 app.command("phones")(phones.phones)
 app.command("recipes")(recipes.recipes)
+app.command("search")(search.search)
 app.command("doctor")(doctor.doctor)
 
 

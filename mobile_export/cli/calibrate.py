@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mobile_export.cli.files import put
 from mobile_export.cli.say import done, say, table
 from mobile_export.errors import EXIT_YES
 from mobile_export.units import counted
@@ -45,9 +46,7 @@ def calibrate(threads: Sequence[int], runs: int, out: Path | None, *, as_json: b
         "measured": [dataclasses.asdict(speed) for speed in speeds],
     }
     if out is not None:
-        beside = out.with_name(f".{out.name}.new")
-        beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        beside.replace(out)
+        put(out, (json.dumps(values, indent=2) + "\n").encode())
     typer.echo(json.dumps(values) if as_json else _page(speeds, best))
     return EXIT_YES
 

@@ -66,8 +66,7 @@ def settle(
     from mobile_export.cli.steps import prepare
     from mobile_export.emit.artifact import check_out
 
-    name = re.sub(r"\.(gguf|pth?)$", "", Path(checkpoint.rstrip("/")).name)
-    out = out or Path(f"{name}-{Path(recipe).stem}-{form}")
+    out = out or Path(f"{name_of(checkpoint)}-{Path(recipe).stem}-{form}")
     check_out(out)
     weights = prepare(checkpoint, recipe, schedule, kv, calibration)
     for line in (*weights.checkpoint.warnings, *weights.plan.warnings):
@@ -79,6 +78,15 @@ def settle(
     if not weights.checkpoint.eos_ids:
         warn("the checkpoint names no end-of-sequence token: a runner will not know when to stop")
     return Job(weights, out, max_context or min(DEFAULT_CONTEXT, limit), schedule)
+
+
+def name_of(checkpoint: str) -> str:
+    """What a checkpoint is called in the names of what is made from it.
+
+    >>> name_of("models/tiny/"), name_of("tiny.Q4_1.gguf")
+    ('tiny', 'tiny.Q4_1')
+    """
+    return re.sub(r"\.(gguf|pth?)$", "", Path(checkpoint.rstrip("/")).name)
 
 
 def write(job: Job, needed_bytes: int, verify: bool, emit: Callable[[Path], Manifest]) -> Manifest:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mobile_export.cli.files import put, writable
 from mobile_export.cli.options import JsonOption, percentage
 from mobile_export.cli.profile_page import page, phones_page
 from mobile_export.cli.say import done, say, table, warn
@@ -109,17 +110,17 @@ def profile(
         from mobile_export.cli.calibrate import calibrate
 
         counts = () if threads == "auto" else _numbers("--threads", threads, least=1)
-        return calibrate(counts, runs, _writable("--out", out), as_json=as_json)
+        return calibrate(counts, runs, writable("--out", out), as_json=as_json)
     if len(artifact) > 1:
         raise UsageError(f"ARTIFACT {artifact[1]}", "one artifact at a time", "or write: profile compare BEFORE AFTER")
     if weights not in ("plain", "cache", "file"):
         raise UsageError(f"--weights {weights}", "no such way", "write plain, cache or file")
     for option, path in (("--curve", curve), ("--out", out)):
-        _writable(option, path)
+        writable(option, path)
     if curve is not None and curve.suffix == PNG:
-        from mobile_export.measure.curve_png import check_png
+        from mobile_export.measure.drawing_png import check_png
 
-        check_png()
+        check_png("name a file that ends in .svg")
     asked = {"--keep": keep, "--download": download, "--adb-path": adb_path is not None, "--no-fixed-clocks": not fixed_clocks}
     if adb is None and any(asked.values()):
         raise UsageError(next(option for option, is_given in asked.items() if is_given), "is for phones", "add --adb")
@@ -188,26 +189,17 @@ def _of_phone(file: Path, found: Profile) -> Path:
 
 
 def _write(found: Profile, out: Path | None, curve: Path | None) -> None:
-    from mobile_export.measure.curve import curve_svg
-    from mobile_export.measure.curve_png import curve_png
+    from mobile_export.measure.curve import curve_svg, draw
+    from mobile_export.measure.drawing_png import png_of
     from mobile_export.measure.profile import to_json
 
     contents = {out: to_json(found).encode()} if out else {}
     if curve and found.curve:
         title = f"{found.artifact}, {counted(found.best.threads, 'thread')}, {found.machine.cpu}"
         png = curve.suffix == PNG
-        contents[curve] = curve_png(found.curve, title) if png else curve_svg(found.curve, title).encode()
+        contents[curve] = png_of(draw(found.curve, title)) if png else curve_svg(found.curve, title).encode()
     for path, content in contents.items():
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_bytes(content)
-        beside.replace(path)
-
-
-def _writable(option: str, path: Path | None) -> Path | None:
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        what = "is a folder" if path.is_dir() else "its folder does not exist"
-        raise UsageError(f"{option} {path}", what, "name a file")
-    return path
+        put(path, content)
 
 
 def _cores(text: str) -> Cores:

@@ -74,8 +74,8 @@ def calibrated(weights: ModelWeights, file: Path | None, say: Say) -> Calibrated
     with _fixed_threads():
         texts = sampled_texts(plain, wanted, say) if file is None else _texts_of(plain, file, wanted)
         recipe = {key: value for key, value in dataclasses.asdict(weights.recipe).items() if key not in ("name", "description")}
-        facts = (_source(plain), recipe, [text.tolist() for text in texts])
-        kept = _kept("calibrated", facts, lambda: _as_tensors(*calibrate(plain, texts, say)))
+        facts = (identity(plain), recipe, [text.tolist() for text in texts])
+        kept = kept_tensors("calibrated", facts, lambda: _as_tensors(*calibrate(plain, texts, say)))
     matrices = {
         name: QuantizedWeight(kept[f"{name}/codes"], kept[f"{name}/scales"], matrix.precision)
         for name, matrix in weights.matrices.items()
@@ -103,7 +103,7 @@ def sampled_texts(plain: ModelWeights, wanted: Calibration, say: Say) -> list[to
         with torch.no_grad(), _fixed_threads():
             return {"tokens": sample_texts(plain, wanted.sequences, length, say)}
 
-    return list(_kept("sampled", (_source(plain), wanted.sequences, length), sample)["tokens"])
+    return list(kept_tensors("sampled", (identity(plain), wanted.sequences, length), sample)["tokens"])
 
 
 def _texts_of(plain: ModelWeights, file: Path, wanted: Calibration) -> list[torch.Tensor]:
@@ -136,7 +136,7 @@ def _as_tensors(matrices: Mapping[str, QuantizedWeight], factors: Mapping[str, F
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _kept(kind: str, facts: object, make: Callable[[], Tensors]) -> Tensors:
+def kept_tensors(kind: str, facts: object, make: Callable[[], Tensors]) -> Tensors:
     """Tensors that follow from the facts: read where an earlier run kept them, else made and kept."""
     digest = hashlib.sha256(json.dumps([ALGORITHM, kind, facts], sort_keys=True).encode()).hexdigest()
     path = cache_folder() / f"{kind}-{digest[:32]}.safetensors"
@@ -157,7 +157,7 @@ def _kept(kind: str, facts: object, make: Callable[[], Tensors]) -> Tensors:
         raise InputError(str(path), f"is damaged: {error}", "remove it, it will be made again") from None
 
 
-def _source(weights: ModelWeights) -> list[object]:
+def identity(weights: ModelWeights) -> list[object]:
     """What identifies a checkpoint under a plan: its files' SHA-256, and the schedule."""
     digests = []
     for path in weights.checkpoint.files:

@@ -23,16 +23,16 @@ StoredBlock = Block | ConvBlock | RwkvBlock
 
 def float_linears(weights: ModelWeights) -> Linears:
     """Linears in float32, as the checkpoint has them."""
+    return lambda name, bias: linear_of(weights.float32(name), bias)
 
-    def linear(name: str, bias: torch.Tensor | None) -> nn.Linear:
-        weight = weights.float32(name)
-        made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        made.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            made.bias = cast("nn.Parameter", bias)
-        return made
 
-    return linear
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A Linear in float32 that holds these very tensors."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = cast("nn.Parameter", bias)
+    return made
 
 
 def float_tables(weights: ModelWeights) -> Tables:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import functools
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import field
@@ -46,14 +48,32 @@ class Precision:
 
 @dataclass(frozen=True, config=STRICT)
 class Override:
-    """Another precision for the matrices a glob names, e.g. match = "blocks.0.ffn.*"."""
+    """Another precision for the matrices a glob names, e.g. match = "blocks.0.ffn.*" or "blocks.{0,12}.ffn.down.weight"."""
 
     match: str
     precision: Precision
 
+    def globs(self) -> tuple[str, ...]:
+        """What `match` stands for, one for each alternative in braces."""
+        return _alternatives(self.match)
+
     def names(self, matrix: str) -> bool:
         """Whether it names a matrix of the graph."""
-        return fnmatch.fnmatchcase(matrix, self.match)
+        return any(fnmatch.fnmatchcase(matrix, glob) for glob in self.globs())
+
+
+@functools.cache
+def _alternatives(match: str) -> tuple[str, ...]:
+    """Braces written out, as a shell does it.
+
+    >>> _alternatives("blocks.{0,12}.ffn.{up,down}.*")[:3]
+    ('blocks.0.ffn.up.*', 'blocks.0.ffn.down.*', 'blocks.12.ffn.up.*')
+    """
+    braces = re.search(r"\{([^{}]*)\}", match)
+    if braces is None:
+        return (match,)
+    before, after = match[: braces.start()], match[braces.end() :]
+    return tuple(f"{before}{each}{rest}" for each in braces[1].split(",") for rest in _alternatives(after))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -5,6 +5,7 @@ The one place numbers are made: all three emitters and the verification ask here
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -186,9 +187,9 @@ def _matrices(sources: Mapping[str, WeightSource]) -> list[str]:
 
 def _assign(sources: Mapping[str, WeightSource], plan: SharingPlan, recipe: Recipe) -> list[MatrixPlan]:
     shapes = {name: sources[name].shape for name in _matrices(sources)}
-    for override in recipe.override:
-        if not any(override.names(name) for name in shapes):
-            what = f"override {override.match!r} names no matrix"
+    for glob in (glob for override in recipe.override for glob in override.globs()):
+        if not any(fnmatch.fnmatchcase(name, glob) for name in shapes):
+            what = f"override {glob!r} names no matrix"
             raise InputError(f"recipe {recipe.name}", what, "`inspect` lists their names")
     return [
         MatrixPlan(name, (rows, columns), recipe.precision_of(name), uses(name, plan.schedule, tied=plan.tied))

@@ -1,0 +1,84 @@
+"""Plot: divergence against size, of every artifact that benchmarks.quality has measured, from the file its --json wrote.
+
+python -m benchmarks.quality_plot results.json docs/kl-against-size.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mobile_export.measure.drawing import (
+    BOTTOM,
+    COLORS,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    WIDTH,
+    Dot,
+    Drawing,
+    Label,
+    along,
+    round_step,
+    up,
+)
+from mobile_export.measure.drawing_png import png_of
+
+LEGEND = 120  # pixels for each name
+
+
+def main() -> None:
+    """Draw the file named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("png", type=Path)
+    asked = parser.parse_args()
+    measured = json.loads(asked.results.read_text())["measured"]
+    asked.png.write_bytes(png_of(draw(list(measured.values()))))
+
+
+def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
+    """A dot for each artifact with its recipe's name, a colour for each subject and format; nats from 0, sizes from the least.
+
+    Args:
+        measured: rows of benchmarks.quality: subject, recipe, format, bytes and kl.
+    """
+    sizes, divergences = [row["bytes"] / 1e6 for row in measured], [row["kl"] for row in measured]
+    y_step, x_step = round_step(max(divergences)), round_step(max(max(sizes) - min(sizes), 6.0))
+    x_begin = x_step * (math.ceil(min(sizes) / x_step) - 1)
+    columns, rows = math.ceil((max(sizes) - x_begin) / x_step) + 1, math.ceil(max(divergences) / y_step)
+    kinds = list(dict.fromkeys((row["subject"], row["format"]) for row in measured))
+    colors = dict(zip(kinds, COLORS, strict=False))
+    dots = [
+        Dot(along((size - x_begin) / (columns * x_step)), up(kl / (rows * y_step)), colors[row["subject"], row["format"]])
+        for row, size, kl in zip(measured, sizes, divergences, strict=True)
+    ]
+    return Drawing(
+        grid=tuple(up(tick / rows) for tick in range(rows + 1)),
+        labels=(
+            Label(LEFT, 18, "KL from float32, nats a token", "start", 14),
+            *(
+                Label(LEFT + LEGEND * at, 34, f"{subject}, {form}", "start", color=colors[subject, form])
+                for at, (subject, form) in enumerate(kinds)
+            ),
+            *(Label(LEFT - 8, up(tick / rows) + 4, f"{tick * y_step:g}", "end") for tick in range(rows + 1)),
+            *(
+                Label(along(tick / columns), HEIGHT - BOTTOM + 18, f"{x_begin + tick * x_step:g}", "middle")
+                for tick in range(columns + 1)
+            ),
+            Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "MB", "middle"),
+            *(
+                Label(dot.x + 5, dot.y - 5, row["recipe"], "start", color=dot.color)
+                for dot, row in zip(dots, measured, strict=True)
+            ),
+        ),
+        dots=tuple(dots),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Every matrix of the blocks at 4 bits by GPTQ, as if it alone were quantized: for the inputs it gets in the float32 model.
+
+Beside calibrated.py, which quantizes a model as a whole and makes good in each matrix what was lost before it, this says what a
+matrix costs by itself. Blocks are folded alike. In memory at a time: one block and the second moments of its inputs; those of
+every block that is still to run again, where shared blocks do not follow at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+
+import torch
+from torch import nn
+
+from mobile_export.quantize import pieces
+from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.executions import Executions
+from mobile_export.quantize.fold import Factor, fold
+from mobile_export.quantize.gptq import gptq
+from mobile_export.quantize.mixed import FOUR
+from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.weights import ModelWeights
+
+SWEEPS = 1  # of three: the second and third change what a matrix costs by little
+
+
+def calibrate_apart(
+    weights: ModelWeights, asked: Sequence[str], texts: Sequence[torch.Tensor], pool: Executor, say: Callable[[str], None]
+) -> tuple[dict[str, QuantizedWeight], dict[str, Factor]]:
+    """Codes and scales of those of the asked matrices that lie in blocks, and what folds all weights of the blocks.
+
+    Args:
+        weights: under a recipe that is not calibrated.
+        texts: tokens, int64 [T] each.
+    """
+    executions = Executions(weights, max(map(len, texts)), pool)
+    linears, tables = pieces.float_linears(weights), pieces.float_tables(weights)
+    entrance, table = executions.entrance(linears, tables), tables(EMBEDDING)
+    stream = [entrance(table(text[None])) for text in texts]
+    found: dict[str, QuantizedWeight] = {}
+    factors: dict[str, Factor] = {}
+    folded = weights.folded_by(factors)  # it sees each block's as they are found
+    to_run = Counter(weights.plan.schedule)
+    moments: dict[int, dict[str, torch.Tensor]] = {}  # stored block -> matrix -> sum of x x^T over its inputs x
+
+    def rounded(name: str, sums: torch.Tensor) -> QuantizedWeight:
+        columns = factors.get(name, Factor()).columns
+        return gptq(folded.float32(name), sums if columns is None else sums / columns / columns[:, None], FOUR, SWEEPS)
+
+    for slot, stored in enumerate(weights.plan.schedule):
+        say(f"calibrating block {stored + 1} of {len(weights.plan.blocks)} by itself")
+        block = pieces.stored_block(weights, stored, linears)
+        sums = moments.setdefault(stored, {})
+        with _summing(block, f"blocks.{stored}.", sums):
+            stream = [executions.through(block, slot)(x) for x in stream]
+        to_run[stored] -= 1
+        if to_run[stored]:
+            continue
+        tokens = weights.plan.schedule.count(stored) * sum(map(len, texts))
+        factors |= fold(weights, stored, {name: sums.diagonal() / tokens for name, sums in moments[stored].items()})
+        named = {name: sums for name, sums in moments.pop(stored).items() if name in asked}
+        found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
+    return found, factors
+
+
+@contextlib.contextmanager
+def _summing(block: nn.Module, prefix: str, sums: dict[str, torch.Tensor]) -> Iterator[None]:
+    """While entered, the second moments of what a block's matrices are given are added to `sums`, by weight."""
+
+    def hear(name: str, given: torch.Tensor) -> None:
+        x = given.flatten(0, -2)
+        sums[name] = sums[name] + x.t() @ x if name in sums else x.t() @ x
+
+    linears = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given, name=f"{prefix}{name}.weight": hear(name, given[0]))
+        for name, module in linears
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,62 @@
+"""Runs a model's blocks one at a time over whole texts, in plain float32, every text by itself from its first token on.
+
+Texts go to the workers in turn, and what they give is put together in the texts' order: neither the number of workers nor
+their luck changes a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import torch
+from torch import nn
+
+from mobile_export.families.spec import RwkvSpec
+from mobile_export.model.attention import PlainAttention
+from mobile_export.model.attention_rule import attention_rules
+from mobile_export.model.decoder import ConvBlock
+from mobile_export.model.rotary import RotaryTables
+from mobile_export.model.rwkv import empty_state
+from mobile_export.model.short_conv import PlainColumns
+from mobile_export.quantize import pieces
+from mobile_export.quantize.weights import ModelWeights
+
+Stream = list[torch.Tensor]  # the residual stream of every text, [1, T, hidden]
+
+
+class Executions:
+    """One execution at a time, of whatever block is given for it."""
+
+    def __init__(self, weights: ModelWeights, length: int, pool: Executor) -> None:
+        """length: tokens of the longest text. pool: runs texts side by side."""
+        self.weights, self.pool, spec = weights, pool, weights.recognised.spec
+        if not isinstance(spec, RwkvSpec):
+            self.rules = attention_rules(spec, weights.plan.blocks, weights.plan.schedule)
+            self.rotary = [RotaryTables(rope, length) for rope in spec.ropes]
+
+    def entrance(self, linears: pieces.Linears, tables: pieces.Tables) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From a text's rows of the token table to its stream before the first block."""
+        weights, spec = self.weights, self.weights.recognised.spec
+        if isinstance(spec, RwkvSpec):
+            return pieces.rwkv_norm(weights, spec)
+        entry = pieces.entry(weights, linears, tables)
+        return (lambda rows: rows) if entry is None else (lambda rows: entry(rows, 0))
+
+    def run(self, block: nn.Module, slot: int, stream: Stream) -> Stream:
+        """The stream after an execution."""
+        return list(self.pool.map(self.through(block, slot), stream))
+
+    def through(self, block: nn.Module, slot: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """An execution as a function of one text's stream."""
+        spec = self.weights.recognised.spec
+
+        def execution(x: torch.Tensor) -> torch.Tensor:
+            if isinstance(spec, RwkvSpec):
+                return block(x, empty_state(spec))[0]
+            if isinstance(block, ConvBlock):
+                return block(x, slot, 0, PlainColumns(spec))
+            rotations = [tables(0, x.shape[1]) for tables in self.rotary]
+            return block(x, slot, 0, rotations, PlainAttention(self.rules))
+
+        return execution
