@@ -19,12 +19,10 @@ from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
 from mobile_export.quantize.fold import Factor, fold
-from mobile_export.quantize.gptq import gptq
-from mobile_export.quantize.mixed import FOUR
+from mobile_export.quantize.gptq import damped, gptq
+from mobile_export.quantize.mixed import FOUR, mixed_recipe
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
-
-SWEEPS = 1  # of three: the second and third change what a matrix costs by little
 
 
 def calibrate_apart(
@@ -36,6 +34,8 @@ def calibrate_apart(
         weights: under a recipe that is not calibrated.
         texts: tokens, int64 [T] each.
     """
+    recipe = mixed_recipe("4-bit", "what is asked for at 4 bits", weights.matrices, frozenset(asked))
+    at_4_bits = ModelWeights(weights.checkpoint, weights.recognised, weights.plan, recipe)  # what folding has to pay for
     executions = Executions(weights, max(map(len, texts)), pool)
     linears, tables = pieces.float_linears(weights), pieces.float_tables(weights)
     entrance, table = executions.entrance(linears, tables), tables(EMBEDDING)
@@ -48,7 +48,8 @@ def calibrate_apart(
 
     def rounded(name: str, sums: torch.Tensor) -> QuantizedWeight:
         columns = factors.get(name, Factor()).columns
-        return gptq(folded.float32(name), sums if columns is None else sums / columns / columns[:, None], FOUR, SWEEPS)
+        columns = torch.ones(len(sums)) if columns is None else columns
+        return gptq(folded.float32(name), damped(sums / columns / columns[:, None], columns), FOUR)
 
     for slot, stored in enumerate(weights.plan.schedule):
         say(f"calibrating block {stored + 1} of {len(weights.plan.blocks)} by itself")
@@ -60,7 +61,7 @@ def calibrate_apart(
         if to_run[stored]:
             continue
         tokens = weights.plan.schedule.count(stored) * sum(map(len, texts))
-        factors |= fold(weights, stored, {name: sums.diagonal() / tokens for name, sums in moments[stored].items()})
+        factors |= fold(at_4_bits, stored, {name: sums.diagonal() / tokens for name, sums in moments[stored].items()})
         named = {name: sums for name, sums in moments.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     return found, factors
