@@ -31,22 +31,15 @@ import torch
 from torch import nn
 
 from mobile_export.errors import InputError
-from mobile_export.families.spec import RwkvSpec
-from mobile_export.model.attention import PlainAttention
-from mobile_export.model.attention_rule import attention_rules
-from mobile_export.model.decoder import ConvBlock
-from mobile_export.model.rotary import RotaryTables
-from mobile_export.model.rwkv import empty_state
-from mobile_export.model.short_conv import PlainColumns
 from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
+from mobile_export.quantize.executions import Executions, Stream
 from mobile_export.quantize.fold import Factor, fold
 from mobile_export.quantize.gptq import damped, gptq
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
 
-Stream = list[torch.Tensor]  # the residual stream of every text, [1, T, hidden]
 Stages = tuple[tuple[str, ...], ...]  # a block's matrices, those of one input together, in the order they are reached
 Seen = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
 
@@ -242,41 +235,22 @@ class _SettledLinear(nn.Module):
         return nn.functional.linear(self.rounded(x), self.weight, self.bias)
 
 
-class _Executions:
-    """Runs one block over whole texts, every text by itself from its first token on.
-
-    Texts go to the workers in turn, and what they give is put together in the texts' order: so neither the number of
-    workers nor their luck changes a result, which is the law here, since a code may hang on the last bit of a sum.
-    """
-
-    def __init__(self, weights: ModelWeights, length: int, pool: ThreadPoolExecutor) -> None:
-        self.weights, self.pool, spec = weights, pool, weights.recognised.spec
-        if not isinstance(spec, RwkvSpec):
-            self.rules = attention_rules(spec, weights.plan.blocks, weights.plan.schedule)
-            self.rotary = [RotaryTables(rope, length) for rope in spec.ropes]
+class _Executions(Executions):
+    """Executions that are listened to, and started from tokens."""
 
     def embedded(self, texts: Sequence[torch.Tensor], table: nn.Module) -> Stream:
         """The residual stream before the first block."""
-        spec, linears = self.weights.recognised.spec, pieces.float_linears(self.weights)
-        if isinstance(spec, RwkvSpec):
-            norm = pieces.rwkv_norm(self.weights, spec)
-            return [norm(table(text[None])) for text in texts]
-        entry = pieces.entry(self.weights, linears, pieces.float_tables(self.weights))
-        rows = [table(text[None]) for text in texts]
-        return rows if entry is None else [entry(row, 0) for row in rows]
-
-    def run(self, block: nn.Module, slot: int, stream: Stream) -> Stream:
-        """The stream after an execution."""
-        return list(self.pool.map(lambda x: self._one(block, slot, x), stream))
+        entrance = self.entrance(pieces.float_linears(self.weights), pieces.float_tables(self.weights))
+        return [entrance(table(text[None])) for text in texts]
 
     def heard(self, block: nn.Module, slot: int, stream: Stream, names: Sequence[str]) -> tuple[Seen, Stream]:
         """What the named modules are given on the way, [T, in_features] for every text, and the stream after."""
 
         def one(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             worker.heard = {}
-            return self._one(block, slot, x), worker.heard
+            return through(x), worker.heard
 
-        worker = threading.local()
+        worker, through = threading.local(), self.through(block, slot)
         with _listening(block, names, lambda name, x: worker.heard.__setitem__(name, x.flatten(0, -2))):
             after = list(self.pool.map(one, stream))
         return {name: [heard[name] for _, heard in after] for name in names}, [x for x, _ in after]
@@ -289,22 +263,14 @@ class _Executions:
 
         def one(x: torch.Tensor) -> torch.Tensor:
             try:
-                self._one(block, slot, x)
+                through(x)
             except _Reached as reached:
                 return reached.given
             raise AssertionError(f"{name} is not called")
 
+        through = self.through(block, slot)
         with _listening(block, [name], stop):
             return list(self.pool.map(one, stream))
-
-    def _one(self, block: nn.Module, slot: int, x: torch.Tensor) -> torch.Tensor:
-        spec = self.weights.recognised.spec
-        if isinstance(spec, RwkvSpec):
-            return block(x, empty_state(spec))[0]
-        if isinstance(block, ConvBlock):
-            return block(x, slot, 0, PlainColumns(spec))
-        rotations = [tables(0, x.shape[1]) for tables in self.rotary]
-        return block(x, slot, 0, rotations, PlainAttention(self.rules))
 
 
 class _Reached(Exception):
