@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 import torch
 from torch import nn
 
+from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
@@ -23,8 +24,6 @@ from mobile_export.quantize.gptq import gptq
 from mobile_export.quantize.mixed import FOUR
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
-
-SWEEPS = 1  # of three: the second and third change what a matrix costs by little
 
 
 def calibrate_apart(
@@ -35,6 +34,8 @@ def calibrate_apart(
     Args:
         weights: under a recipe that is not calibrated.
         texts: tokens, int64 [T] each.
+    Raises:
+        InputError: a matrix's inputs are beyond float32.
     """
     executions = Executions(weights, max(map(len, texts)), pool)
     linears, tables = pieces.float_linears(weights), pieces.float_tables(weights)
@@ -48,7 +49,7 @@ def calibrate_apart(
 
     def rounded(name: str, sums: torch.Tensor) -> QuantizedWeight:
         columns = factors.get(name, Factor()).columns
-        return gptq(folded.float32(name), sums if columns is None else sums / columns / columns[:, None], FOUR, SWEEPS)
+        return gptq(folded.float32(name), sums if columns is None else sums / columns / columns[:, None], FOUR)
 
     for slot, stored in enumerate(weights.plan.schedule):
         say(f"calibrating block {stored + 1} of {len(weights.plan.blocks)} by itself")
@@ -59,9 +60,13 @@ def calibrate_apart(
         to_run[stored] -= 1
         if to_run[stored]:
             continue
+        for name, total in moments[stored].items():
+            if not total.isfinite().all():
+                what = "its inputs go beyond float32 on the calibration text"
+                raise InputError(weights.where(name), what, "add --quantizer clip")
         tokens = weights.plan.schedule.count(stored) * sum(map(len, texts))
-        factors |= fold(weights, stored, {name: sums.diagonal() / tokens for name, sums in moments[stored].items()})
-        named = {name: sums for name, sums in moments.pop(stored).items() if name in asked}
+        factors |= fold(weights, stored, {name: total.diagonal() / tokens for name, total in moments[stored].items()})
+        named = {name: total for name, total in moments.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     return found, factors
 
