@@ -16,12 +16,15 @@ from exported import ROOM, checkpoint, coreml_artifact, onnx_artifact, weights_o
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
+from safetensors.torch import load_file, save_file
 from test_coreml_one_copy import matrices
 from test_onnx_one_copy import MATRICES, onnx_matrices, pte_matrices
+from tiny_checkpoints import write_llama
 from tiny_families import written
 
 from benchmarks import quality_plot
 from mobile_export.cli import run
+from mobile_export.errors import InputError
 from mobile_export.measure.drawing import BLUE, COLORS
 from mobile_export.measure.drawing_png import png_of
 from mobile_export.measure.sensitivity_drawing import draw
@@ -392,6 +395,23 @@ def test_what_cannot_be_searched_for(fails, tmp_path, monkeypatch, arguments, co
     assert got == code
     assert said.startswith(line)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_activations_beyond_float32(tmp_path, fails):
+    folder, large = write_llama(tmp_path, blocks=2), "model.layers.0.mlp.{}_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    for name in (large.format("up"), large.format("gate")):
+        tensors[name] *= 1e30
+    save_file(tensors, folder / "model.safetensors")
+    weights = weights_of(folder, "w8")
+    with pytest.raises(InputError, match=r"mlp.down_proj.weight: its inputs go beyond float32 .*; add --quantizer clip"):
+        sensitivities(weights, TEXTS, HEARD, silent)
+    with pytest.raises(InputError, match="with it at 4 bits and all others at 8, what the model says is no number; "):
+        sensitivities(weights, TEXTS, [], silent)
+    code, said = fails("search", folder, "--target-bits", "6", "--out", tmp_path / "mine.toml")
+    assert code == 3
+    assert "what the model says in float32 is no number, so no text can be sampled from it; " in said
+    assert not (tmp_path / "mine.toml").exists()
 
 
 def test_the_ends_of_what_is_in_reach_are_in_reach():

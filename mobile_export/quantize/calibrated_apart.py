@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 import torch
 from torch import nn
 
+from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
@@ -33,6 +34,8 @@ def calibrate_apart(
     Args:
         weights: under a recipe that is not calibrated.
         texts: tokens, int64 [T] each.
+    Raises:
+        InputError: a matrix's inputs are beyond float32.
     """
     recipe = mixed_recipe("4-bit", "what is asked for at 4 bits", weights.matrices, frozenset(asked))
     at_4_bits = ModelWeights(weights.checkpoint, weights.recognised, weights.plan, recipe)  # what folding has to pay for
@@ -60,9 +63,13 @@ def calibrate_apart(
         to_run[stored] -= 1
         if to_run[stored]:
             continue
+        for name, total in moments[stored].items():
+            if not total.isfinite().all():
+                what = "its inputs go beyond float32 on the calibration text"
+                raise InputError(weights.where(name), what, "add --quantizer clip")
         tokens = weights.plan.schedule.count(stored) * sum(map(len, texts))
-        factors |= fold(at_4_bits, stored, {name: sums.diagonal() / tokens for name, sums in moments[stored].items()})
-        named = {name: sums for name, sums in moments.pop(stored).items() if name in asked}
+        factors |= fold(at_4_bits, stored, {name: total.diagonal() / tokens for name, total in moments[stored].items()})
+        named = {name: total for name, total in moments.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     return found, factors
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from mobile_export.errors import InputError
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.attention_rule import AttentionRule, alibi_bias, attention_rules, seen, temperature
 from mobile_export.model.decoder import Block, ConvBlock, Decoder
@@ -32,6 +33,8 @@ def sample_texts(weights: ModelWeights, sequences: int, length: int, say: Callab
 
     Args:
         length: at most the positions the model was trained for.
+    Raises:
+        InputError: logits beyond float32.
     """
     spec, checkpoint = weights.recognised.spec, weights.checkpoint
     generator = torch.Generator().manual_seed(0)
@@ -45,6 +48,9 @@ def sample_texts(weights: ModelWeights, sequences: int, length: int, say: Callab
             logits = logits_of(tokens[:, position], position)
             if position + 1 < tokens.shape[1]:
                 continue
+            if not logits.isfinite().all():
+                what = "what the model says in float32 is no number, so no text can be sampled from it"
+                raise InputError(str(checkpoint.source), what, "check the checkpoint by --recipe fp32")
             say(f"sampling text from the model: {position + 1:,} of {length - 1:,} tokens")
             logits[:, ends] = -torch.inf
             tokens = torch.cat((tokens, _drawn(logits, generator)), dim=1)

@@ -11,6 +11,7 @@ The matrix is rounded as the recipe will round it, since calibration helps some 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.calibrated_apart import calibrate_apart
 from mobile_export.quantize.calibration import identity, kept_tensors
@@ -70,7 +72,8 @@ def sensitivities(
         texts: what is measured on: tokens, int64 [T] each.
         calibration: what matrices are calibrated on, tokens likewise; none: they are rounded by the clipping search.
     Raises:
-        InputError: a weight that cannot be read or is not finite, or a cache folder that cannot be written.
+        InputError: a weight that cannot be read or is not finite, activations beyond float32, or a cache folder that cannot be
+            written.
     """
     asked = candidates(weights)
     facts = (ALGORITHM, identity(weights), *([text.tolist() for text in some] for some in (texts, calibration)))
@@ -109,6 +112,9 @@ def _measure(
             found[matrix.name] = (
                 model.divergence(0, model.entered()) if first == FROM_TOKENS else model.divergence(first, stream)
             )
+        if not math.isfinite(found[matrix.name]):
+            what = "with it at 4 bits and all others at 8, what the model says is no number"
+            raise InputError(weights.where(matrix.name), what, "use --recipe fp32 to find out whether the checkpoint does")
     return [found[matrix.name] for matrix in asked]
 
 
