@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from mobile_export.errors import InputError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FORMATS = ("pte", "onnx", "coreml")
 NAME = "manifest.json"
 SAMPLED = "sampled from the model"  # in a file name's place
@@ -69,6 +70,40 @@ class CalibrationFacts:
     tokens: int
     sha256: str
     left: list[str]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Chat:
+    """A chat template as plain strings, for apps without Jinja. Texts go in without white space around them.
+
+    opening: all before the first user text. system: instead of it, around a system text; None where there may be none.
+    assistant: around an assistant's text, from the user text before it to the one after it.
+    answer: after the last user text; the model goes on there.
+    """
+
+    opening: str
+    system: tuple[str, str] | None
+    assistant: tuple[str, str]
+    answer: str
+
+    def prompt(self, turns: Sequence[str], system: str | None = None) -> str:
+        """The text a model is given.
+
+        >>> Chat("<s>", None, (">", "<"), ">").prompt(["2 + 2?", "4", "+ 1?"])
+        '<s>2 + 2?>4<+ 1?>'
+
+        Args:
+            turns: of the user and the assistant in turn, the user's first and last.
+            system: only where the template takes one.
+        """
+        assert len(turns) % 2, "ends with a user text"
+        if system is None:
+            head = self.opening
+        else:
+            assert self.system is not None, "takes no system text"
+            head = system.join(self.system)
+        said = "".join(part if i % 2 == 0 else part.join(self.assistant) for i, part in enumerate(turns))
+        return head + said + self.answer
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -166,6 +201,7 @@ class Manifest:
     matrices: graph name -> precision in words, for every matrix.
     pte, onnx, coreml: what only that format has; None for the others.
     adds_bos: a text that is no chat turn begins with bos_id.
+    chat: the chat template in a few strings; None where there is none, or none that is so simple.
     verification: None where it was skipped.
     calibration: None where the recipe has none.
     """
@@ -195,6 +231,7 @@ class Manifest:
     bos_id: int | None
     adds_bos: bool
     eos_ids: list[int]
+    chat: Chat | None
     versions: dict[str, str]
     warnings: list[str]
     verification: Verified | None

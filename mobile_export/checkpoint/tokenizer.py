@@ -44,7 +44,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer |
     beside = (ADDED, *BESIDE) if mains == (VOCAB, MERGES) else BESIDE
     paths = [folder / name for name in (*mains, *beside) if (folder / name).is_file()]
     files = {path.name: read_file(path) for path in paths}
-    settings = _settings(files)
+    settings = tokenizer_settings(files)
     if mains == (VOCAB, MERGES):
         name = tokenizer_class(settings, config)
         if name not in CLASSES:
@@ -52,8 +52,7 @@ def read_tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[Tokenizer |
         settings = with_defaults(name, settings)
         content, made = convert_vocab_and_merges(name, files, settings)
         files = {"tokenizer_config.json": made, **{name: files[name] for name in BESIDE if name in files}, JSON: content}
-    jinja = files.get("chat_template.jinja")
-    template = jinja.decode("utf-8", errors="replace") if jinja is not None else _chat_template(settings)
+    template = chat_template_in(files, settings)
     if SENTENCEPIECE not in mains:
         tokenizer, warnings = _from_json(files, settings, template)
     else:
@@ -169,8 +168,12 @@ def _from_sentencepiece(
     return tokenizer, []
 
 
-def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
-    """tokenizer_config.json over special_tokens_map.json, which repeats part of it."""
+def tokenizer_settings(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """tokenizer_config.json over special_tokens_map.json, which repeats part of it.
+
+    Raises:
+        InputError: one is no JSON object.
+    """
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if name in files:
@@ -178,8 +181,10 @@ def _settings(files: Mapping[str, bytes]) -> dict[str, Any]:
     return settings
 
 
-def _chat_template(settings: Mapping[str, Any]) -> str | None:
-    """One template, or the one called "default" of a list."""
+def chat_template_in(files: Mapping[str, bytes], settings: Mapping[str, Any]) -> str | None:
+    """The template of chat_template.jinja, else of the settings: the only one, or the one called "default" of a list."""
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode("utf-8", errors="replace")
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")

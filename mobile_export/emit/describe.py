@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mobile_export import __version__
+from mobile_export.checkpoint.chat_template import as_strings, read_chat_template
 from mobile_export.emit.card import card
 from mobile_export.manifest import (
     NAME,
     SCHEMA_VERSION,
     CalibrationFacts,
+    Chat,
     CoreMlGraph,
     FileDigest,
     KvCacheSize,
@@ -27,6 +29,7 @@ from mobile_export.manifest import (
 from mobile_export.quantize.sizes import executed_parameters, stored_parameters
 from mobile_export.quantize.weights import ModelWeights
 
+NO_STRINGS = "chat template: does more than to put texts between its own, so apps without Jinja cannot chat with this model"
 FORMAT_OF = {PteGraph: "pte", OnnxGraph: "onnx", CoreMlGraph: "coreml"}
 
 
@@ -55,6 +58,7 @@ def describe(
         warnings: of the emitter, beside the checkpoint's and the plan's.
     """
     checkpoint, plan = weights.checkpoint, weights.plan
+    chat, chat_warnings = _chat(folder)
     matrix_bytes = sum(size for part, size in predicted.items() if part != "norms")
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -82,11 +86,20 @@ def describe(
         bos_id=checkpoint.bos_id,
         adds_bos=checkpoint.tokenizer is not None and checkpoint.tokenizer.adds_bos,
         eos_ids=list(checkpoint.eos_ids),
+        chat=chat,
         versions={name: importlib.metadata.version(name) for name in packages},
-        warnings=[*checkpoint.warnings, *plan.warnings, *warnings],
+        warnings=[*checkpoint.warnings, *plan.warnings, *warnings, *chat_warnings],
         verification=None,
         calibration=_calibration(weights),
     )
+
+
+def _chat(folder: Path) -> tuple[Chat | None, list[str]]:
+    """The chat template of the written tokenizer in plain strings, and a warning where it is more than those."""
+    template = read_chat_template(folder)
+    chat = as_strings(template) if template else None
+    lost = template is not None and chat is None
+    return chat, [NO_STRINGS] if lost else []
 
 
 def _calibration(weights: ModelWeights) -> CalibrationFacts | None:

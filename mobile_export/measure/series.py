@@ -68,7 +68,7 @@ def profile_at(place: Place, artifact: Path, manifest: Manifest, request: Reques
     place.measure(replace(job, threads=threads[0]))  # also makes the packed weights' file
     cold = _cold_start(place, replace(job, threads=threads[0]), say) if request.cold else None
     measured = _in_turn(place.measure, job, threads, request.runs, say)
-    by_threads = [_summary(runs) for runs in measured.values()]
+    by_threads = [summary(runs) for runs in measured.values()]
     best = max(by_threads, key=lambda each: each.decode_tokens_per_s.median).threads
     at_best = replace(job, threads=best)
     return Profile(
@@ -121,7 +121,9 @@ def _in_turn(
     return measured
 
 
-def _summary(runs: Sequence[Measurement]) -> AtThreads:
+def summary(runs: Sequence[Measurement]) -> AtThreads:
+    """What runs at one number of threads gave together."""
+
     def mib(kib: Callable[[Measurement], int]) -> float:
         return statistics.median(kib(run) for run in runs) / 1024
 

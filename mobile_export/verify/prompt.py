@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
+from mobile_export.checkpoint.chat_template import Unrenderable, read_chat_template
 from mobile_export.errors import InputError, UsageError
 from mobile_export.manifest import Manifest
 
@@ -92,35 +91,12 @@ def chat_prompt(folder: Path, message: str) -> str:
 
     Raises:
         UsageError: no template in the folder, or one that cannot be rendered.
+        InputError: a tokenizer file is damaged.
     """
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    settings = _tokenizer_config(folder)
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
-    if not isinstance(template, str):
+    template = read_chat_template(folder)
+    if template is None:
         raise UsageError("--chat", f"{folder} holds no chat template", "leave --chat out: this is no chat model")
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    special = {name: _text_of(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     try:
-        return environment.from_string(template).render(
-            messages=[{"role": "user", "content": message}], add_generation_prompt=True, **special
-        )
-    except jinja2.TemplateError as error:
+        return template.render([message])
+    except Unrenderable as error:
         raise UsageError("--chat", f"the chat template fails: {error}", "leave --chat out and write the prompt whole") from None
-
-
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _text_of(token: object) -> str:
-    """A special token's text: a plain string, or an object that holds it under "content"."""
-    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
