@@ -85,6 +85,15 @@ def test_sampled_text_is_the_models_and_the_same_every_time():
     assert likely[0] > likely[1] + 32 * 46 * 0.1
 
 
+def test_texts_sampled_a_few_at_a_time_differ_and_are_as_many(monkeypatch):
+    monkeypatch.setattr("mobile_export.quantize.sampling.BESIDE", 3)
+    told = []
+    texts = sample_texts(weights_of(checkpoint(blocks=2), "fp32"), 7, 12, told.append)
+    assert texts.shape == (7, 12)
+    assert len({tuple(text) for text in texts.tolist()}) == 7
+    assert told[-1] == "sampling text from the model: 77 of 77 tokens"
+
+
 def _log_probability(model, text):
     logits = reference_logits(model, text.tolist()).log_softmax(-1)
     return float(logits[1:-1].gather(1, text[2:, None]).sum())

@@ -21,6 +21,7 @@ from mobile_export.quantize.weights import ModelWeights
 
 NUCLEUS = 0.95  # of the probability; the tail beyond it is never sampled
 CANDIDATES = 1024  # tokens the nucleus is looked for in
+BESIDE = 32  # texts sampled at a time: their keys and values are all kept
 
 Logits = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -36,13 +37,29 @@ def sample_texts(weights: ModelWeights, sequences: int, length: int, say: Callab
     Raises:
         InputError: logits beyond float32.
     """
-    spec, checkpoint = weights.recognised.spec, weights.checkpoint
     generator = torch.Generator().manual_seed(0)
-    first = torch.randint(spec.vocab_size, (sequences, 1), generator=generator)
+    first = torch.randint(weights.recognised.spec.vocab_size, (sequences, 1), generator=generator)
+    texts: list[torch.Tensor] = []
+    for at in range(0, sequences, BESIDE):
+        some = first[at : at + BESIDE]
+
+        def tell(position: int, past: int = at, count: int = len(some)) -> None:
+            done, total = past * (length - 1) + count * position, sequences * (length - 1)
+            say(f"sampling text from the model: {done:,} of {total:,} tokens")
+
+        texts.append(_sampled(weights, some, length, generator, tell))
+    return torch.cat(texts)
+
+
+def _sampled(
+    weights: ModelWeights, first: torch.Tensor, length: int, generator: torch.Generator, tell: Callable[[int], None]
+) -> torch.Tensor:
+    """Texts that go on from a first token each, [texts, 1], all side by side."""
+    spec, checkpoint = weights.recognised.spec, weights.checkpoint
     begin = [] if checkpoint.bos_id is None else [torch.full_like(first, checkpoint.bos_id)]
     tokens = torch.cat([*begin, first], dim=1)[:, :length]
     ends = torch.tensor([end for end in checkpoint.eos_ids if end < spec.vocab_size], dtype=torch.int64)
-    logits_of = _rwkv(weights, sequences) if isinstance(spec, RwkvSpec) else _decoder(weights, length)
+    logits_of = _rwkv(weights, len(first)) if isinstance(spec, RwkvSpec) else _decoder(weights, length)
     with torch.no_grad():
         for position in range(length - 1):
             logits = logits_of(tokens[:, position], position)
@@ -51,7 +68,7 @@ def sample_texts(weights: ModelWeights, sequences: int, length: int, say: Callab
             if not logits.isfinite().all():
                 what = "what the model says in float32 is no number, so no text can be sampled from it"
                 raise InputError(str(checkpoint.source), what, "check the checkpoint by --recipe fp32")
-            say(f"sampling text from the model: {position + 1:,} of {length - 1:,} tokens")
+            tell(position + 1)
             logits[:, ends] = -torch.inf
             tokens = torch.cat((tokens, _drawn(logits, generator)), dim=1)
     return tokens
