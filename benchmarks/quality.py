@@ -9,7 +9,8 @@ whatever rounds it to 4 bits again.
     python -m benchmarks.quality_plot results.json docs/kl-against-size.png
 
 --text: a text no recipe was calibrated with; 3,072 tokens of it are used. A .pte is fed token by token: ten times slower.
-A recipe mixed-5.0 is what `mobile-export search --target-bits 5.0` chooses.
+A recipe mixed-5.0 is what `mobile-export search --target-bits 5.0` chooses. --llama-python adds llama.cpp's Q4_K_M, quantized from
+the same float weights.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from benchmarks.export_child import mobile_export_program, onnx_command, pte_command, run_export
 from benchmarks.json_child import run_for_json
 from benchmarks.machine import describe_machine
+from benchmarks.packaged_gguf import packaged_as
 from benchmarks.report import Figure, add_report_options, at_most, finish, print_table
 from mobile_export.manifest import read_manifest
 
@@ -46,6 +48,7 @@ def main() -> int:
     parser.add_argument("--formats", nargs="+", choices=("onnx", "pte"), default=["onnx"])
     parser.add_argument("--subjects", nargs="+", choices=("plain", "rescaled"), default=["plain", "rescaled"])
     parser.add_argument("--tokens", type=int, default=3072)
+    parser.add_argument("--llama-python", metavar="PYTHON", help="one that has llama-cpp-python beside mobile-export")
     add_report_options(parser)
     asked = parser.parse_args()
     machine = describe_machine()
@@ -68,6 +71,15 @@ def main() -> int:
                     figures.append(at_most(f"{name}: perplexity increase", 100 * found["perplexity_increase"], increase, "%"))
                     if kl is not None:
                         figures.append(at_most(f"{name}: KL", found["kl"], kl, "nats"))
+        if subject == "plain" and asked.llama_python:
+            theirs = of_q4_k_m(asked.work.resolve(), asked.text.resolve(), asked.tokens, asked.llama_python)
+            rows.append(row("Q4_K_M", "llama.cpp", theirs))
+            smaller = [ours["kl"] for ours in measured.values() if ours["bytes"] <= theirs["bytes"]]
+            measured["Q4_K_M"] = theirs
+            if smaller:
+                figures.append(
+                    at_most("plain: least KL in no more bytes than Q4_K_M, of its KL", min(smaller) / theirs["kl"], 1.0)
+                )
         columns = ("recipe", "format", "MB", "bits a weight", "perplexity", "increase, %", "KL", "KL p99", "top-1, %")
         print_table(f"{subject}: {asked.tokens:,} tokens of {asked.text.name}", columns, rows, markdown=asked.markdown)
     return finish(asked, machine, measured, figures)
@@ -99,6 +111,14 @@ def evaluate(folder: Path, text: Path, tokens: int) -> dict[str, Any]:
     manifest = read_manifest(folder)
     found = run_for_json([*command, "--against", CHECKPOINT, "--json"])
     return {**found, "bytes": manifest.bytes, "bits_per_weight": manifest.bits_per_weight}
+
+
+def of_q4_k_m(work: Path, text: Path, tokens: int, python: str) -> dict[str, Any]:
+    """The same of llama.cpp's Q4_K_M. bits_per_weight: of the file, words and all."""
+    file = packaged_as("Q4_K_M", work / "Q4_K_M.gguf", python)
+    command = [python, "-m", "benchmarks.llama_cpp_quality", str(file), "--text", str(text), "--tokens", str(tokens)]
+    found = run_for_json([*command, "--against", CHECKPOINT])
+    return {"subject": "plain", "recipe": "Q4_K_M", "format": "llama.cpp", **found}
 
 
 def row(recipe: str, form: str, found: dict[str, Any]) -> Sequence[str]:
