@@ -9,8 +9,8 @@ whatever rounds it to 4 bits again.
     python -m benchmarks.quality_plot results.json docs/kl-against-size.png
 
 --text: a text no recipe was calibrated with; 3,072 tokens of it are used. A .pte is fed token by token: ten times slower.
-A recipe mixed-5.0 is what `mobile-export search --target-bits 5.0` chooses. --llama-python adds llama.cpp's Q4_K_M, quantized from
-the same float weights.
+A recipe mixed-5.0 is what `mobile-export search --target-bits 5.0` chooses. --llama-python adds llama.cpp's Q4_K_M, quantized
+from the same float weights.
 """
 
 from __future__ import annotations
