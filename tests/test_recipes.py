@@ -67,7 +67,7 @@ def test_the_packaged_recipes_are_these():
         "w4": Recipe("w4", "4-bit linears in groups of 32, 8-bit table", W4, W8, W8),
         "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
         "w4-gptq": Recipe(
-            "w4-gptq", "w4, the linears calibrated by GPTQ", W4, W8, W8, quantizer="gptq", calibration=Calibration(48, 256)
+            "w4-gptq", "w4, the linears calibrated by GPTQ", W4, W8, W8, quantizer="gptq", calibration=Calibration(112, 256)
         ),
         "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
     }

@@ -287,7 +287,8 @@ def test_the_recipe_fits_the_size_and_costs_what_was_predicted():
 
 
 def test_a_calibrated_recipe_is_measured_as_it_will_be_exported(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mobile_export.cli.search.CALIBRATION", (8, 32))
+    real = Calibration
+    monkeypatch.setattr("mobile_export.quantize.recipe.Calibration", lambda *given: real(*(given or (8, 32))))
     size = sum(weights_of(folder_of("llama"), "w4").predicted_bytes().values())
     clipped, _ = searched("--target-size", f"{size}B", "--quantizer", "clip")
     arguments = ["search", str(folder_of("llama")), "--target-size", f"{size}B", "--out", str(tmp_path / "mine.toml")]

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from mobile_export.quantize.weights import ModelWeights
 
 SEQUENCES, TOKENS = 8, 128  # of the text that is measured on
-CALIBRATION = 48, 256  # sequences and tokens of the recipe's own, as in w4-gptq
-HEARD = 16  # of those sequences: what each matrix is calibrated on by itself
+HEARD = 16  # of the sequences a recipe is calibrated on: what each matrix is calibrated on by itself
 SHOWN = 5  # matrices at each end of the table
 
 
@@ -117,7 +116,7 @@ def search(
         warn(line)
     must_save = _must_save(at_8_bits, limit, target_bits)
     texts = sampled_texts(at_8_bits, Calibration(SEQUENCES, TOKENS), say)
-    calibration = Calibration(*CALIBRATION) if quantizer == "gptq" else None
+    calibration = Calibration() if quantizer == "gptq" else None
     heard = sampled_texts(at_8_bits, calibration, say)[:HEARD] if calibration else []
     measured = sensitivities(at_8_bits, texts, heard, say)
     four = cheapest(measured, must_save)
