@@ -7,6 +7,7 @@ their own under proot.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "ios_demo"
 CORE = DEMO / "MobileExportCore"
 STUBS = Path(__file__).parent / "swift_stubs"
-BUILT = cache_folder() / "ios"
+BUILT = cache_folder() / "ios" / hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]  # a folder for each work tree
 ALL_TESTS = bool(os.environ.get("MOBILE_EXPORT_ALL_TESTS"))  # set by CI: what is missing there is a failure
 MISSING = [program for program in ("proot", "apt-get", "dpkg-deb") if shutil.which(program) is None]
 
