@@ -37,7 +37,7 @@ final class MeasurementTests: XCTestCase {
     }
 
     func testStringsAreAscii() {
-        XCTAssertEqual(JSONText.text("a\"\\\n\u{1}é😀").line, "\"a\\\"\\\\\\n\\u0001\\u00e9\\ud83d\\ude00\"")
+        XCTAssertEqual(JSONText.text("a\"\\\n\u{1}\u{7F}é😀").line, "\"a\\\"\\\\\\n\\u0001\\u007f\\u00e9\\ud83d\\ude00\"")
     }
 
     func testIndentedAsPythonDoes() {
