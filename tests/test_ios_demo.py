@@ -139,10 +139,9 @@ def test_a_profile_of_the_app_is_one_of_ours(core_tests):
 
 
 @pytest.fixture(scope="module")
-def modules():
+def modules(tmp_path_factory):
     """The folder of compiled stubs, and of the core's interface."""
-    folder = BUILT / "modules"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("modules")
     sources = {name: [STUBS / f"{name}.swift"] for name in MODULES}
     sources["MobileExportCore"] = sorted((CORE / "Sources").rglob("*.swift"))
     assert {path.stem for path in STUBS.glob("*.swift")} == set(MODULES)
@@ -184,6 +183,14 @@ def test_a_misused_call_is_seen(file, call, misuse, modules, tmp_path):
     assert call in whole
     (copy / file).write_text(whole.replace(call, misuse, 1))
     assert f"{Path(file).name}:" in type_checked(copy, modules)
+
+
+@needs_swift
+def test_every_file_is_laid_out_as_swift_format_does(tmp_path):
+    settings = ("--strict", "--configuration", DEMO / ".swift-format")
+    assert swift("swift-format", "lint", *settings, "--recursive", DEMO).stderr == ""
+    (tmp_path / "Loose.swift").write_text("func a()  { }\n")
+    assert "Loose.swift:1" in swift("swift-format", "lint", *settings, tmp_path / "Loose.swift").stderr
 
 
 # --- names and numbers ---------------------------------------------------------------------------------------------------

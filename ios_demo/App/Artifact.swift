@@ -26,7 +26,7 @@ struct Artifact: Identifiable {
         for file in manifest.files {
             let path = folder.appending(path: file.name)
             guard let reader = try? FileHandle(forReadingFrom: path) else {
-                throw Failure("\(name)/\(file.name)", "the manifest names it and it is not there", "copy the whole folder again")
+                throw Failure("\(name)/\(file.name)", "named by the manifest, and not there", "copy the whole folder again")
             }
             defer { try? reader.close() }
             var hash = SHA256()
@@ -54,7 +54,7 @@ enum Shelf {
             do {
                 artifacts.append(try Artifact(folder: folder))
             } catch {
-                complaints.append("\(error)")
+                complaints.append(error.localizedDescription)
             }
         }
         return (artifacts, complaints)

@@ -29,6 +29,10 @@ public protocol ValueSequenceConstructible {
     static func from(_ values: [Value]) throws -> Self
 }
 
+extension Array: ValueSequenceConstructible where Element == Value {
+    public static func from(_ values: [Value]) throws -> [Element] { stub() }
+}
+
 public class Value: NSObject, ValueConvertible {
     public func asValue() -> Value { stub() }
     public func tensor<T: Scalar>() -> Tensor<T>? { stub() }

@@ -81,8 +81,21 @@ extension State where Value: ExpressibleByNilLiteral {
 
 // Text
 
+public protocol _FormatSpecifiable {}
+extension Int: _FormatSpecifiable {}
+extension Double: _FormatSpecifiable {}
+
+/// Takes strings and numbers, and no other values.
 public struct LocalizedStringKey: ExpressibleByStringInterpolation {
     public init(stringLiteral value: String) { stub() }
+    public init(stringInterpolation: StringInterpolation) { stub() }
+
+    public struct StringInterpolation: StringInterpolationProtocol {
+        public init(literalCapacity: Int, interpolationCount: Int) { stub() }
+        public mutating func appendLiteral(_ literal: String) { stub() }
+        public mutating func appendInterpolation(_ string: String) { stub() }
+        public mutating func appendInterpolation<T: _FormatSpecifiable>(_ value: T) { stub() }
+    }
 }
 
 public struct Text: Primitive {

@@ -47,16 +47,14 @@ final class CoreMLFunctions: Program {
         guard let decode else { throw notLoaded() }
         if start == 0 { state = decode.makeState() }
         guard let state else { throw notLoaded() }
-        var at = 0
-        while true {
-            // A piece is padded to its length, and the padding needs rows, too.
-            let fits = context - start - at >= promptLength
-            let count = prefill != nil && fits && tokens.count - at > 1 ? min(promptLength, tokens.count - at) : 1
-            let piece = Array(tokens[at..<(at + count)])
-            let output = count > 1 ? try prompt(piece, start + at, state) : try token(piece[0], start + at, state)
-            at += count
-            if at == tokens.count { return try logitsRow(output, 0) }
+        var position = start
+        var output: (any MLFeatureProvider)?
+        let length = prefill == nil ? 1 : promptLength
+        for piece in Pieces.padded(of: tokens, at: start, length: length, context: context) {
+            output = piece.count > 1 ? try prompt(piece, position, state) : try token(piece[0], position, state)
+            position += piece.count
         }
+        return try logitsRow(output, 0)
     }
 
     /// One call of `prefill`; any token will do as padding, what is behind the last one is never seen.

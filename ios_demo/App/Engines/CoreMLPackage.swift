@@ -40,8 +40,8 @@ func int32(_ values: [Int], shape: [Int]) -> MLFeatureValue {
 /// One row, [vocabulary], of a package's logits, [1, rows, vocabulary].
 ///
 /// - Throws: `Failure`: there are none of that name, rank and type.
-func logitsRow(_ output: any MLFeatureProvider, _ row: Int) throws -> [Float] {
-    guard let value = output.featureValue(for: PackageName.logits),
+func logitsRow(_ output: (any MLFeatureProvider)?, _ row: Int) throws -> [Float] {
+    guard let value = output?.featureValue(for: PackageName.logits),
         let logits = value.shapedArrayValue(of: Float16.self), logits.shape.count == 3, row < logits.shape[1]
     else {
         throw Failure("model.mlpackage", "gives no float16 \(PackageName.logits) of three axes", "export the artifact again")

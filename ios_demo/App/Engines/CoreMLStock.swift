@@ -14,14 +14,12 @@ final class CoreMLStock: Program {
 
     private let compiled: URL
     private let units: Units
-    private let context: Int
     private var model: MLModel?
     private var state: MLState?
 
-    init(_ compiled: URL, units: Units, context: Int) {
+    init(_ compiled: URL, units: Units) {
         self.compiled = compiled
         self.units = units
-        self.context = context
         backends = [units.rawValue]
     }
 
@@ -37,17 +35,19 @@ final class CoreMLStock: Program {
         guard let model else { throw notLoaded() }
         if start == 0 { state = model.makeState() }
         guard let state else { throw notLoaded() }
-        var at = 0
-        while true {
-            let piece = Array(tokens[at..<min(at + CoreMLStock.callLength, tokens.count)])
-            at += piece.count
-            let mask = MLShapedArray<Float16>(repeating: 0, shape: [1, 1, 1, start + at])
+        var end = start
+        var output: (any MLFeatureProvider)?
+        var rows = 0
+        for piece in Pieces.upTo(CoreMLStock.callLength, of: tokens) {
+            end += piece.count
+            rows = piece.count
+            let mask = MLShapedArray<Float16>(repeating: 0, shape: [1, 1, 1, end])
             let inputs = try MLDictionaryFeatureProvider(dictionary: [
                 PackageName.tokens: int32(piece, shape: [1, piece.count]),
                 PackageName.mask: MLFeatureValue(shapedArray: mask),
             ])
-            let output = try model.prediction(from: inputs, using: state)
-            if at == tokens.count { return try logitsRow(output, piece.count - 1) }
+            output = try model.prediction(from: inputs, using: state)
         }
+        return try logitsRow(output, rows - 1)
     }
 }

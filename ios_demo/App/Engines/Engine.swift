@@ -33,7 +33,7 @@ func makeProgram(for artifact: Artifact, units: Units) async throws -> any Progr
     let compiled = try await compiledPackage(artifact.model, exportId: graph.exportId)
     switch graph.layout {
     case "stock":
-        return CoreMLStock(compiled, units: units, context: manifest.maxContext)
+        return CoreMLStock(compiled, units: units)
     case "functions":
         let length = min(graph.maxPrompt ?? 1, manifest.maxContext)
         return CoreMLFunctions(compiled, units: units, context: manifest.maxContext, promptLength: length)

@@ -29,18 +29,15 @@ final class ExecuTorchEngine: Program {
     }
 
     func logits(of tokens: [Int], at start: Int) throws -> [Float] {
-        var at = 0
-        while true {
-            let piece = tokens[at..<min(at + maxPrompt, tokens.count)]
+        var position = start
+        var logits: Tensor<Float>?
+        for piece in Pieces.upTo(maxPrompt, of: tokens) {
             let ids = Tensor<Int64>(piece.map { Int64($0) }, shape: [1, piece.count])
-            let position = Tensor<Int64>([Int64(start + at)], shape: [1])
-            let outputs: [Value] = try module.forward([ids, position])
-            at += piece.count
-            if at < tokens.count { continue }
-            guard let logits: Tensor<Float> = outputs.first?.tensor() else {
-                throw Failure("model.pte", "gives no float32 logits", "export the artifact again")
-            }
-            return logits.scalars()
+            let outputs: [Value] = try module.forward([ids, Tensor<Int64>([Int64(position)], shape: [1])])
+            logits = outputs.first?.tensor()
+            position += piece.count
         }
+        guard let logits else { throw Failure("model.pte", "gives no float32 logits", "export the artifact again") }
+        return logits.scalars()
     }
 }

@@ -64,7 +64,7 @@ private func bring(_ picked: Result<URL, any Error>) async -> String? {
             try Shelf.bring(picked.get())
             return nil
         } catch {
-            return "\(error)"
+            return error.localizedDescription
         }
     }.value
 }

@@ -82,7 +82,7 @@ struct BenchmarkView: View {
             } catch is CancellationError {
                 complaint = nil
             } catch {
-                complaint = "\(error)"
+                complaint = error.localizedDescription
             }
             UIApplication.shared.isIdleTimerDisabled = false
             measuring = nil

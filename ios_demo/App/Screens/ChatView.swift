@@ -57,7 +57,7 @@ struct ChatView: View {
             model = try await LoadedModel(artifact, units: units)
             cost = memoryNow()
         } catch {
-            complaint = "\(error)"
+            complaint = error.localizedDescription
         }
     }
 
@@ -78,7 +78,7 @@ struct ChatView: View {
                     }
                 }
             } catch {
-                complaint = "\(error)"
+                complaint = error.localizedDescription
                 if turns.last == "" {  // nothing came: the question may be asked again
                     turns.removeLast(2)
                     typed = text

@@ -11,7 +11,7 @@ struct CheckView: View {
         List {
             switch Result(catching: { try MemoryEstimate(ModelFacts(artifact.manifest)) }) {
             case .failure(let error):
-                Text("\(error)").foregroundStyle(.red)
+                Text(error.localizedDescription).foregroundStyle(.red)
             case .success(let memory):
                 verdict(Verdict(memory, ThisDevice.target))
                 Section("Memory it is expected to take, MiB") {
@@ -29,7 +29,7 @@ struct CheckView: View {
                 Text(answer.reason).foregroundStyle(answer.outcome == .fits ? Color.primary : Color.red)
             }
             if verdict.outcome != .fits {
-                Text("The system may end the app while it loads. An export with a shorter --max-context or fewer bits takes less.")
+                Text("The system may end the app while it loads. A shorter --max-context or fewer bits take less.")
             }
         }
         Section(verdict.outcome == .fits ? "Load" : "Load all the same") {

@@ -51,7 +51,10 @@ func pythonText(_ value: Double) -> String {
     let fraction = mantissa.count > 1 ? String(mantissa[1]) : ""
     var digits = Array(String(mantissa[0]) + fraction)
     var point = mantissa[0].count + (parts.count > 1 ? Int(parts[1])! : 0)  // the value is 0.DIGITS * 10^point
-    while digits.count > 1, digits.first == "0" { digits.removeFirst(); point -= 1 }
+    while digits.count > 1, digits.first == "0" {
+        digits.removeFirst()
+        point -= 1
+    }
     while digits.count > 1, digits.last == "0" { digits.removeLast() }
     let sign = value.sign == .minus ? "-" : ""
     if digits == ["0"] { return sign + "0.0" }

@@ -35,7 +35,8 @@ public struct MemoryEstimate: Sendable {
     public init(_ facts: ModelFacts, context: Int? = nil, promptChunk: Int? = nil, packedFile: Bool = false) {
         let rows = context ?? facts.maxContext
         let tokens = promptChunk ?? facts.promptChunk
-        terms = facts.isCoreMl
+        terms =
+            facts.isCoreMl
             ? coreMlMemory(facts, context: rows, promptChunk: tokens)
             : pteMemory(facts, context: rows, promptChunk: tokens, packedFile: packedFile)
     }

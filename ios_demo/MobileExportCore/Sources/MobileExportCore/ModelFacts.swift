@@ -22,7 +22,7 @@ public struct ModelFacts {
     /// - Throws: `Failure`: a format this app does not run, or a manifest that contradicts itself.
     public init(_ manifest: Manifest) throws {
         guard manifest.pte != nil || manifest.coreml != nil else {
-            throw Failure(manifest.file, "format \(manifest.format), this app runs .pte and Core ML", "export it as one of these")
+            throw Failure(manifest.file, "format \(manifest.format), this app runs .pte and Core ML", "export as one of these")
         }
         try ModelFacts.checkSizes(manifest)
         isCoreMl = manifest.package != nil
@@ -99,7 +99,8 @@ public struct ModelFacts {
 
     /// Bytes of keys and values over all slots, with so many rows in each.
     func kvBytes(_ context: Int) -> Int {
-        guard let heads = spec.numKeyValueHeads, let size = spec.headDim, let value = ModelFacts.valueBytes[kvDtype] else { return 0 }
+        guard let heads = spec.numKeyValueHeads, let size = spec.headDim else { return 0 }
+        let value = ModelFacts.valueBytes[kvDtype]!  // checked when it was made
         let extra = !isCoreMl && kvDtype == "int8" ? ModelFacts.int8RowExtra : 0
         return 2 * kvRows(context) * heads * (size * value + extra)
     }

@@ -12,8 +12,10 @@ enum PteConstants {
 func pteMemory(_ facts: ModelFacts, context: Int, promptChunk: Int, packedFile: Bool) -> [Term] {
     let packed = facts.multiplied.map(packedCopy).total() + packedNorms(facts)
     let table = Double(facts.gathered.reduce(0) { $0 + $1.payloadBytes } + rotaryBytes(facts, context))
+    let libraries = "the runtime's libraries before anything is loaded"
+    let between = "values between delegates, \(promptChunk) tokens in one call"
     var terms = [
-        Term("process", dirty: mib(0.3, 0.35, 8), clean: mib(3, 4.4, 15), why: "the runtime's libraries before anything is loaded"),
+        Term("process", dirty: mib(0.3, 0.35, 8), clean: mib(3, 4.4, 15), why: libraries),
         Term("runtime", dirty: runtimeBytes(facts), clean: mib(0.5, 0.8, 2), why: "delegates and instructions"),
         Term("code", dirty: mib(0.5, 1.6, 3), clean: mib(3, 4.8, 8), .run, why: "stacks, and pages of libraries that run"),
         packedFile
@@ -22,7 +24,7 @@ func pteMemory(_ facts: ModelFacts, context: Int, promptChunk: Int, packedFile: 
         Term("table", clean: Interval(exactly: table), why: "gathered from, and rotary tables; mapped"),
         Term("graph", clean: Interval(exactly: Double(facts.graphBytes)), why: "the program's instructions in the file"),
         kvTerm(facts, context),
-        Term("arena", dirty: arena(facts, context, promptChunk), why: "values between delegates, \(promptChunk) tokens in one call"),
+        Term("arena", dirty: arena(facts, context, promptChunk), why: between),
         Term("workspace", dirty: workspace(facts, promptChunk), .run, why: "values within a delegate"),
         Term("logits", dirty: Interval(exactly: Double(4 * facts.spec.vocabSize)), .run, why: "of one token, float32"),
     ]

@@ -64,10 +64,11 @@ public struct AtThreads: Decodable, Equatable, Sendable {
         firstTokenS = Spread(runs.map(\.firstTokenS))
         prefillTokensPerS = Spread(runs.map { Double($0.promptTokens) / medianOf($0.prefillS) })
         decodeTokensPerS = Spread(runs.map { 1 / medianOf($0.decodeS.flatMap { $0 }) })
-        slowTokenS = Spread(runs.map { run in
-            let tokens = run.decodeS.flatMap { $0 }.sorted()
-            return tokens[Int(0.99 * Double(tokens.count))]
-        })
+        slowTokenS = Spread(
+            runs.map { run in
+                let tokens = run.decodeS.flatMap { $0 }.sorted()
+                return tokens[Int(0.99 * Double(tokens.count))]
+            })
         memory = Memory(runs)
     }
 

@@ -97,8 +97,8 @@ final class AnsweringTests: XCTestCase {
         _ = try answering.answer([4, 5, 6, 7, 1], most: 1) { _ in }
         XCTAssertEqual(model.calls, ["[7, 1]@3"])
         model.calls = []
-        _ = try answering.answer([4, 5, 2], most: 1) { _ in }
-        XCTAssertEqual(model.calls, ["[4, 5, 2]@0"], "another text is begun anew")
+        _ = try answering.answer([4, 5, 2, 2, 2, 2], most: 1) { _ in }
+        XCTAssertEqual(model.calls, ["[4, 5, 2, 2, 2, 2]@0"], "another text is begun anew")
     }
 
     func testAfterAFailureTheTextIsBegunAnew() throws {
