@@ -3,8 +3,10 @@ package org.mobileexport.demo
 import android.app.Activity
 import android.os.Bundle
 import android.widget.TextView
+import org.mobileexport.demo.core.Measurement
 import org.mobileexport.demo.core.benchmark
 import org.mobileexport.demo.core.refusalOf
+import org.mobileexport.demo.core.summary
 import java.io.File
 import kotlin.concurrent.thread
 
@@ -28,11 +30,25 @@ class BenchmarkActivity : Activity() {
     }
 
     private fun run(extras: Map<String, String>): String = try {
-        benchmark(extras, File(getExternalFilesDir(null), "runs")) { job ->
+        benchmark(extras, File(getExternalFilesDir(null), "runs"), ::inWords) { job ->
             FreshProcess.claim()
             AndroidProgram(job)
         }
     } catch (error: Throwable) { // no file could be named or written: the screen is all there is
         refusalOf(error).what
+    }
+
+    /** What the screen says of a run; one of a prompt alone has no rates. */
+    private fun inWords(measured: Measurement): String {
+        if (measured.decodeS.flatten().isEmpty()) return getString(R.string.measured_prompt, measured.firstTokenS)
+        val found = summary(listOf(measured))
+        val dirty = found.memory.dirtyAtEndMib
+        return getString(
+            R.string.measured,
+            found.decodeTokensPerS.median,
+            found.prefillTokensPerS.median,
+            measured.firstTokenS,
+            dirty,
+        )
     }
 }

@@ -148,7 +148,10 @@ class ChatActivity : Activity() {
                 conversation.failed()
                 throw error
             } finally {
-                runOnUiThread { setSpeaking(false) }
+                runOnUiThread {
+                    show("\n\n")
+                    setSpeaking(false)
+                }
             }
         }
     }
@@ -166,16 +169,8 @@ class ChatActivity : Activity() {
     }
 
     private fun showSpeed(said: Said) {
-        show("\n\n")
-        val rate = said.tokensPerS
-        speed.text =
-            if (rate ==
-                null
-            ) {
-                getString(R.string.speed_unknown, said.firstTokenS)
-            } else {
-                getString(R.string.speed, said.firstTokenS, rate)
-            }
+        val first = said.firstTokenS
+        speed.text = said.tokensPerS?.let { getString(R.string.speed, first, it) } ?: getString(R.string.speed_unknown, first)
     }
 
     /** Does [task] on the background thread, if the screen is still there; what goes wrong is one line in a dialog. */

@@ -33,7 +33,11 @@ class Speaker(private val artifact: Artifact) : AutoCloseable {
             llm.resetContext()
             used = 0
         }
-        val heard = Heard(onPiece)
+        val heard =
+            Heard { piece ->
+                if (stopped) llm.stop() // a stop while the prompt was read is forgotten by the runner
+                onPiece(piece)
+            }
         refused { llm.generate(asking.prompt, artifact.manifest.maxContext, heard, false, GREEDY, bos, 0) }
         return said(heard.pieces, heard.stats, heard.firstTokenS, stopped, used, artifact.manifest.maxContext).also {
             used =

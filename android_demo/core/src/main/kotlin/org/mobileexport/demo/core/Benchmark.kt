@@ -53,20 +53,27 @@ fun measure(job: Job, program: Program): Measurement {
 /**
  * Does what the extras of an intent ask for and writes how it went to [folder]/RUN.json: a measurement, or an error of one line.
  *
- * The file is there as a whole or not at all. Returns the same line for the screen; throws where not even a file can be named.
+ * The file is there as a whole or not at all. Returns a line for the screen, of a measurement [inWords]; throws where not even a
+ * file can be named.
  */
-fun benchmark(extras: Map<String, String>, folder: File, open: (Job) -> Program): String {
+fun benchmark(
+    extras: Map<String, String>,
+    folder: File,
+    inWords: (Measurement) -> String = Measurement::json,
+    open: (Job) -> Program,
+): String {
     val file = File(folder, "${runOf(extras)}.json")
-    val line =
+    val (line, shown) =
         try {
             val job = jobOf(extras)
-            open(job).use { measure(job, it) }.json()
+            val measured = open(job).use { measure(job, it) }
+            measured.json() to inWords(measured)
         } catch (error: Throwable) { // whatever it is, the one who waits for the file is to know
             val refusal = refusalOf(error)
-            jsonText(mapOf("error" to linkedMapOf("kind" to refusal.kind.word, "what" to refusal.what)))
+            jsonText(mapOf("error" to linkedMapOf("kind" to refusal.kind.word, "what" to refusal.what))) to refusal.what
         }
     writeWhole(file, line + "\n")
-    return line
+    return shown
 }
 
 /** Writes beside [file], then renames: who polls for the file never reads half of it. */

@@ -60,7 +60,7 @@ private const val POSITIONS = "positions.weight"
 private val GATHERED = setOf(EMBEDDING, POSITIONS)
 private val VALUE_BYTES = mapOf("float32" to 4L, "float16" to 2L, "int8" to 1L)
 private const val INT8_ROW_EXTRA = 5L // a float32 scale and an int8 zero point beside every row of a head
-private val PRECISION = Regex("float32|([48])-bit, (?:group ([0-9]+)|per channel)")
+private val PRECISION = Regex("float32|([48])-bit, (?:group ([1-9][0-9]{0,5})|per channel)")
 
 /** The facts of a manifest of format "pte"; throws a [Refusal] where it contradicts itself. */
 fun factsOf(manifest: Fields): ModelFacts {
@@ -121,7 +121,7 @@ private fun shape(name: String, spec: Fields, kinds: List<Fields>): Pair<Long, L
     val hidden = spec.whole("hidden_size")
     val wide = spec.whole("intermediate_size")
     val table = if (spec.isNull("embedding_size")) hidden else spec.whole("embedding_size")
-    val inBlock = Regex("blocks\\.([0-9]+)\\.(.+?)(\\.weight)?").matchEntire(name)
+    val inBlock = Regex("blocks\\.([0-9]{1,6})\\.(.+?)(\\.weight)?").matchEntire(name)
     val place = inBlock?.groupValues?.get(2)
     if (name == EMBEDDING || name == HEAD) return spec.whole("vocab_size") to table
     if (!spec.isNull("attention_hidden_size")) {
