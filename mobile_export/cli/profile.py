@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobile_export.cli.options import JsonOption, percentage
+from mobile_export.cli.options import AdbPathOption, JsonOption, percentage
 from mobile_export.cli.profile_page import page, phones_page
 from mobile_export.cli.say import done, say, table, warn
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
@@ -71,10 +71,7 @@ def profile(
     download: Annotated[
         bool, typer.Option("--download", help="With --adb: pip may fetch what the bundled runner is built from, 18 MB, once.")
     ] = False,
-    adb_path: Annotated[
-        str | None,
-        typer.Option("--adb-path", help="The adb program. Default: $ADB, the SDK's, PATH, adbutils'.", show_default=False),
-    ] = None,
+    adb_path: AdbPathOption = None,
     rest: Annotated[
         float | None,
         typer.Option("--rest", min=0, help="Seconds before each run. Default: 0, on a phone 1.", show_default=False),
@@ -154,10 +151,10 @@ def profile(
 
 
 def _phones(adb: str, adb_path: str | None, fixed_clocks: bool, keep: bool) -> Phones:
-    from mobile_export.measure.adb.phones import ALL, Phones
+    from mobile_export.measure.adb.chosen import serials_in
+    from mobile_export.measure.adb.phones import Phones
 
-    serials = ALL if adb == ALL else tuple(part.strip() for part in adb.split(",") if part.strip()) or None
-    return Phones(serials, adb_path, fixed_clocks, keep)
+    return Phones(serials_in(adb), adb_path, fixed_clocks, keep)
 
 
 def _on_phones(artifact: Path, request: Request, phones: Phones, out: Path | None, curve: Path | None, as_json: bool) -> int:
