@@ -14,7 +14,6 @@ from typing import Any
 
 from mobile_export.errors import MobileExportError
 from mobile_export.measure.measurement import Job
-from mobile_export.measure.pte_runner import PteModel
 
 CONSTANTS = ("get_max_seq_len", "get_vocab_size")
 
@@ -25,6 +24,8 @@ class Child:
     def load(self, model: str, threads: int) -> dict[str, Any]:
         if not Path(model).is_file():
             return {"error": f"{model}: no such file"}
+        from mobile_export.measure.pte_runner import PteModel  # seconds
+
         self.model = PteModel(Job(Path(model), threads=threads))
         runtime = f"{self.model.runtime}, for a phone"
         constants = dict(zip(CONSTANTS, (self.model.max_prompt, self.model.vocab_size), strict=True))
