@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -17,14 +16,13 @@ from adb_device.bed import Bed
 from adb_device.bed import Phone as BedPhone
 from adb_device.faults import Faults
 from adb_device.needs import bundled_adb, needs_bed
-from golden import MANIFESTS
+from carried import CARRIED_BYTES, carried_artifact
 
 from mobile_export.cli import run
 
 pytestmark = needs_bed
 
 ARTIFACTS = "/data/local/tmp/mobile-export/artifacts"
-SIZE = 300_000
 
 
 @pytest.fixture
@@ -43,19 +41,10 @@ def bed(tmp_path, monkeypatch, client):
 
 
 def artifact_in(folder: Path, seed: int = 0, manifest: str = "llama-w4") -> Path:
-    """An artifact of real form whose program is no program: it is only carried about."""
-    folder.mkdir(exist_ok=True)
-    held = json.loads((MANIFESTS / f"{manifest}.json").read_text())
-    for file in held["files"]:
-        content = hashlib.shake_128(bytes([seed])).digest(SIZE)
-        (folder / file["name"]).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file["name"]).write_bytes(content)
-        file |= {"bytes": SIZE, "sha256": hashlib.sha256(content).hexdigest()}
-    for name in held["tokenizer_files"]:
-        (folder / name).write_text(name)
-    (folder / "manifest.json").write_text(json.dumps(held))
-    (folder / "notes.txt").write_text("mine")
-    return folder
+    """An artifact, with a file of the user's beside it."""
+    made = carried_artifact(folder, seed, manifest)
+    (made / "notes.txt").write_text("mine")
+    return made
 
 
 def on(phone: BedPhone) -> Path:
@@ -103,7 +92,7 @@ def test_what_is_there_is_not_pushed_again(bed, tmp_path, capsys):
     (out / "tokenizer.json").write_text("another")
     assert pushed(out) == (len("another"), 1)
     (tmp_path / "new").mkdir()
-    assert pushed(artifact_in(tmp_path / "new/out", seed=1))[0] > SIZE
+    assert pushed(artifact_in(tmp_path / "new/out", seed=1))[0] > CARRIED_BYTES
     assert [path.name for path in on(phone).iterdir()] == ["out"]
 
 

@@ -55,7 +55,7 @@ def profile(
         str,
         typer.Option(
             "--runner",
-            help="auto, or an executable; here also cpp or python, on a phone bundle. "
+            help="auto, or an executable; here also cpp or python, on a phone bundle, or app: the demo app. "
             "auto: cpp, or python where that cannot be built; on a phone bundle.",
         ),
     ] = "auto",
@@ -80,7 +80,10 @@ def profile(
         bool, typer.Option("--fixed-clocks/--no-fixed-clocks", help="On a phone that can: clocks it holds while hot, too.")
     ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the phone: the next push is short.")] = False,
-    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also start once with the files not in memory.")] = True,
+    cold: Annotated[
+        bool | None,
+        typer.Option("--cold/--no-cold", help="Also start once with the files not in memory. Default: yes, in the app no."),
+    ] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operator of a single-token step.")] = False,
     curve: Annotated[
         Path | None,
@@ -120,8 +123,8 @@ def profile(
     asked = {"--keep": keep, "--download": download, "--adb-path": adb_path is not None, "--no-fixed-clocks": not fixed_clocks}
     if adb is None and any(asked.values()):
         raise UsageError(next(option for option, is_given in asked.items() if is_given), "is for phones", "add --adb")
-    if adb is None and runner == "bundle":
-        raise UsageError("--runner bundle", "is for phones", "add --adb, or write cpp")
+    if adb is None and runner in ("bundle", "app"):
+        raise UsageError(f"--runner {runner}", "is for phones", "add --adb, or write cpp")
     from mobile_export.measure.request import Request
 
     request = Request(
@@ -133,7 +136,7 @@ def profile(
         runner=runner,
         download=download,
         cores=_cores(cores),
-        cold=cold,
+        cold=runner != "app" if cold is None else cold,
         operators=ops,
         curve=curve is not None,
         rest_s=(0 if adb is None else USUAL_REST_S) if rest is None else rest,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mobile_export.errors import InputError, MobileExportError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
+from mobile_export.measure.adb.app import RUNS, STOP, check_installed, run_in_app
 from mobile_export.measure.adb.chosen import ALL, PATIENCE_S, chosen
 from mobile_export.measure.adb.client import find_adb
 from mobile_export.measure.adb.conditions import affinity_on, check_heat, fix_clocks, threads_on, watts
@@ -118,6 +119,9 @@ def _profile_on_phone(
     device.name = f"{device.serial} ({phone.model})" if phone.model else device.serial
     if phone.emulated:
         warn(f"{device.name}: is an emulator, whose times say nothing of a phone")
+    in_app = not load.runner.command
+    if in_app:
+        check_installed(device)
     check_abi(device.name, load.runner, phone)
     check_heat(device.name, found.thermal)
     affinity = affinity_on(phone, request.cores)
@@ -128,7 +132,10 @@ def _profile_on_phone(
     def measure(job: Job) -> Measurement:
         check_heat(device.name, thermal[-1])
         device.adb.rest(request.rest_s)
-        run = run_once(device, folder.path, load.runner.command, job, timeout_s=request.timeout_s, sample=sample)
+        if in_app:
+            run = run_in_app(device, folder.path, job, timeout_s=request.timeout_s, sample=sample)
+        else:
+            run = run_once(device, folder.path, load.runner.command, job, timeout_s=request.timeout_s, sample=sample)
         thermal.append(run.thermal)
         draw.append(run.draw)
         return run.measured
@@ -142,6 +149,8 @@ def _profile_on_phone(
             device.pull(str(path), Path(room) / path.name)
             return Path(room) / path.name
 
+        if in_app:
+            undo.append(f"{STOP};rm -rf {RUNS}")
         fixed = phones.fixed_clocks and fix_clocks(device, phone, undo)
         there = Path(folder.path)
         say("comparing logits with this machine's")
