@@ -24,7 +24,8 @@ from fake_measurement import MEASURED
 
 from benchmarks.machine import describe_machine
 from benchmarks.report import add_report_options, at_least, at_most, finish, middle_half, paired_ratios, print_table, spread
-from mobile_export.measure.adb.phones import PATIENCE_S, Phones, profile_on_phones
+from mobile_export.measure.adb.chosen import PATIENCE_S
+from mobile_export.measure.adb.phones import Phones, profile_on_phones
 from mobile_export.measure.adb.transport import Adb, Device
 from mobile_export.measure.request import Request
 

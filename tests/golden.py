@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from carried import MANIFESTS
 from chat_templates import KNOWN
 from fake_measurement import MEASURED
 
@@ -40,7 +41,6 @@ from mobile_export.measure.measurement import MEASUREMENT, Measurement
 from mobile_export.measure.series import summary
 
 GOLDEN = Path(__file__).parent / "golden"
-MANIFESTS = GOLDEN / "manifests"
 GIB = 2**30
 
 # --- manifests -----------------------------------------------------------------------------------------------------------

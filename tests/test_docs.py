@@ -10,6 +10,7 @@ A ```console block is a terminal session. In it
 - the output of a `--help` is compared letter by letter. `make docs` pastes it, nobody types it.
 
 A page that says `<!-- phones: pixel8 -->` has these phones of tests/adb_device on adb: emulated ones, whose times say nothing.
+`pixel8+app` has the demo app: its core on the JVM.
 
 The commands of one file run in order in one copy of the repository, so a later one sees the artifact of an earlier
 one. What installs, or would run this test within itself, is recognised by `NOT_RUN` and only read: `.ci/run` does it.
@@ -31,19 +32,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import android_tools
 import arm64
 import pytest
 from adb_device.bed import Bed
 from adb_device.needs import ALL_TESTS, MISSING
 
 from mobile_export.cache import cache_folder
+from mobile_export.measure.adb.app import APP
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(
     r"(make \w+|git clone \S+|cd mobile-export|(python3? -m )?pip install .*|python3? -m venv \S+|source \S+/activate)"
 )
-PHONES = re.compile(r"^<!-- phones: ([\w -]+) -->$", re.MULTILINE)
+PHONES = re.compile(r"^<!-- phones: ([\w +-]+) -->$", re.MULTILINE)
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "build", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OTHER_SHELL = re.compile(r"^```(sh|bash|shell|zsh|shell-session)\b", re.MULTILINE)
@@ -102,12 +105,16 @@ def phones_of(page: str, room: Path) -> Iterator[dict[str, str]]:
     if names is None:
         yield {}
         return
-    if (missing := [*MISSING, *arm64.MISSING]) and not ALL_TESTS:
+    with_app = android_tools.MISSING if "+app" in names[1] else []
+    if (missing := [*MISSING, *arm64.MISSING, *with_app]) and not ALL_TESTS:
         pytest.skip(f"needs {', '.join(missing)}")
     arm64.runner_bundle()  # or the page is skipped: there is no network
     with Bed(room) as made:
         for name in names[1].split():
-            made.phone(name)
+            fixture, _, app = name.partition("+")
+            phone = made.phone(fixture)
+            if app:
+                phone.install(APP, android_tools.benchmark_command)
         yield {**made.environment, "XDG_CACHE_HOME": str(cache_folder().parent)}
 
 

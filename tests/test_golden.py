@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from carried import MANIFESTS
 from exported import CONTEXT, PROMPT, artifact, checkpoint, manifest
-from golden import EXPORTS, FILES, GOLDEN, MANIFESTS, SIZES, as_text
+from golden import EXPORTS, FILES, GOLDEN, SIZES, as_text
 
 from mobile_export.budget.verdict import WORST
 from mobile_export.measure.launch import read_result

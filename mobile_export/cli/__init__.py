@@ -23,6 +23,7 @@ from mobile_export.cli import (
     phones,
     profile,
     pte,
+    push,
     recipes,
     search,
     verify,
@@ -70,6 +71,7 @@ app.command("verify")(verify.verify)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("profile")(profile.profile)
+app.command("push")(push.push)
 app.command("check")(check.check)
 app.command("phones")(phones.phones)
 app.command("recipes")(recipes.recipes)

@@ -31,6 +31,10 @@ CalibrationOption = Annotated[
         show_default=False,
     ),
 ]
+AdbPathOption = Annotated[
+    str | None,
+    typer.Option("--adb-path", help="The adb program. Default: $ADB, the SDK's, PATH, adbutils'.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

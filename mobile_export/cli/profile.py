@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobile_export.cli.files import put, writable
-from mobile_export.cli.options import JsonOption, percentage
+from mobile_export.cli.options import AdbPathOption, JsonOption, percentage
 from mobile_export.cli.profile_page import page, phones_page
 from mobile_export.cli.say import done, say, table, warn
 from mobile_export.errors import EXIT_NO, EXIT_YES, InputError, UsageError
@@ -56,7 +56,7 @@ def profile(
         str,
         typer.Option(
             "--runner",
-            help="auto, or an executable; here also cpp or python, on a phone bundle. "
+            help="auto, or an executable; here also cpp or python, on a phone bundle, or app: the demo app. "
             "auto: cpp, or python where that cannot be built; on a phone bundle.",
         ),
     ] = "auto",
@@ -72,10 +72,7 @@ def profile(
     download: Annotated[
         bool, typer.Option("--download", help="With --adb: pip may fetch what the bundled runner is built from, 18 MB, once.")
     ] = False,
-    adb_path: Annotated[
-        str | None,
-        typer.Option("--adb-path", help="The adb program. Default: $ADB, the SDK's, PATH, adbutils'.", show_default=False),
-    ] = None,
+    adb_path: AdbPathOption = None,
     rest: Annotated[
         float | None,
         typer.Option("--rest", min=0, help="Seconds before each run. Default: 0, on a phone 1.", show_default=False),
@@ -84,7 +81,10 @@ def profile(
         bool, typer.Option("--fixed-clocks/--no-fixed-clocks", help="On a phone that can: clocks it holds while hot, too.")
     ] = True,
     keep: Annotated[bool, typer.Option("--keep", help="Leave what was pushed on the phone: the next push is short.")] = False,
-    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Also start once with the files not in memory.")] = True,
+    cold: Annotated[
+        bool | None,
+        typer.Option("--cold/--no-cold", help="Also start once with the files not in memory. Default: yes, in the app no."),
+    ] = None,
     ops: Annotated[bool, typer.Option("--ops", help="Also time every operator of a single-token step.")] = False,
     curve: Annotated[
         Path | None,
@@ -124,8 +124,8 @@ def profile(
     asked = {"--keep": keep, "--download": download, "--adb-path": adb_path is not None, "--no-fixed-clocks": not fixed_clocks}
     if adb is None and any(asked.values()):
         raise UsageError(next(option for option, is_given in asked.items() if is_given), "is for phones", "add --adb")
-    if adb is None and runner == "bundle":
-        raise UsageError("--runner bundle", "is for phones", "add --adb, or write cpp")
+    if adb is None and runner in ("bundle", "app"):
+        raise UsageError(f"--runner {runner}", "is for phones", "add --adb, or write cpp")
     from mobile_export.measure.request import Request
 
     request = Request(
@@ -137,7 +137,7 @@ def profile(
         runner=runner,
         download=download,
         cores=_cores(cores),
-        cold=cold,
+        cold=runner != "app" if cold is None else cold,
         operators=ops,
         curve=curve is not None,
         rest_s=(0 if adb is None else USUAL_REST_S) if rest is None else rest,
@@ -155,10 +155,10 @@ def profile(
 
 
 def _phones(adb: str, adb_path: str | None, fixed_clocks: bool, keep: bool) -> Phones:
-    from mobile_export.measure.adb.phones import ALL, Phones
+    from mobile_export.measure.adb.chosen import serials_in
+    from mobile_export.measure.adb.phones import Phones
 
-    serials = ALL if adb == ALL else tuple(part.strip() for part in adb.split(",") if part.strip()) or None
-    return Phones(serials, adb_path, fixed_clocks, keep)
+    return Phones(serials_in(adb), adb_path, fixed_clocks, keep)
 
 
 def _on_phones(artifact: Path, request: Request, phones: Phones, out: Path | None, curve: Path | None, as_json: bool) -> int:

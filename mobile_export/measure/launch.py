@@ -20,6 +20,7 @@ from mobile_export.measure.measurement import MEASUREMENT, Job, Measurement
 MISUSED = 2  # what a runner exits with when it cannot do what its options say
 REFUSED = 3  # when the runtime refuses the model
 REPORT = "report it with --debug"
+OTHERWISE = "name a runner of this version of mobile-export"
 LACKS = re.compile(r"Missing operator|operators? missing|[Bb]ackend \S+ is not (available|registered)")  # ExecuTorch's words
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
@@ -61,12 +62,14 @@ def launch(command: Sequence[str], job: Job, *, timeout_s: float) -> Measurement
     return read_result(runner, str(job.model), process.returncode, out, err, then=f"pass --runner python, and {REPORT}")
 
 
-def read_result(runner: str, model: str, code: int, out: bytes, err: bytes, *, then: str = REPORT) -> Measurement:
+def read_result(
+    runner: str, model: str, code: int, out: bytes, err: bytes, *, then: str = REPORT, otherwise: str = OTHERWISE
+) -> Measurement:
     """What a runner that ended measured.
 
     Args:
         code: its exit code; negative: of the signal that ended it, as subprocess has it.
-        then: what to do where it crashed.
+        then: what to do where it crashed. otherwise: where it printed something else.
     Raises:
         InputError, MissingTool: as `launch`.
     """
@@ -83,13 +86,12 @@ def read_result(runner: str, model: str, code: int, out: bytes, err: bytes, *, t
     if code:
         how = f"crashed with {_signal(code)}" if code < 0 else f"exit code {code}"
         raise MissingTool(runner, f"{how}: {last}", then)
-    return _read(runner, out)
+    return _read(runner, out, otherwise)
 
 
-def _read(runner: str, out: bytes) -> Measurement:
+def _read(runner: str, out: bytes, then: str) -> Measurement:
     """The measurement on the last line of what a runner printed."""
     lines = out.decode(errors="replace").strip().splitlines()
-    then = "name a runner of this version of mobile-export"
     try:
         return MEASUREMENT.validate_json(lines[-1] if lines else "")
     except pydantic.ValidationError as error:

@@ -18,7 +18,7 @@ class Request:
 
     threads: numbers to try; none given: 1, 2, 4 and so on up to the cores there are.
     weights: "plain"; "cache", equal weights packed once by XNNPACK's weight cache; "file", packed weights mapped from a file.
-    runner: "auto"; here "cpp" or "python", on a phone "bundle"; or an executable that takes `Job.arguments`.
+    runner: "auto"; here "cpp" or "python", on a phone "bundle" or "app"; or an executable that takes `Job.arguments`.
     download: the runner for phones may fetch what it is built from.
     cores: to stay on. rest_s: pause before each run, so that what is hot may cool. timeout_s: of each process.
     """

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from adb_device.app import App, Command
 from adb_device.daemon import Daemon
 from adb_device.faults import Faults
 from adb_device.fixture import read_fixture
@@ -58,6 +59,10 @@ class Phone:
     def change(self, path: str, old: str, new: str) -> None:
         """Replace text in one of its files, such as /system/etc/dumpsys/thermalservice.txt, as if the phone had changed."""
         self._daemon.root.change(path, old, new)
+
+    def install(self, package: str, command: Command) -> App:
+        """Have an app on it: its command, to which the extras of an intent are added."""
+        return App(self._daemon.root, self._daemon.launcher, package, command)
 
     def processes(self) -> dict[int, str]:
         """What runs on it now: process id -> arguments."""

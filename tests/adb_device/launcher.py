@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from adb_device.root import Root
@@ -33,7 +34,7 @@ class Launcher:
         self._arm64 = arm64
         self._marker = uuid.uuid4().hex
         self._started: list[subprocess.Popen[bytes]] = []
-        self._closing = threading.Event()
+        self.closing = threading.Event()
         if killed is not None:
             threading.Thread(target=self._kill_all_with, args=(killed,), daemon=True).start()
 
@@ -51,6 +52,21 @@ class Launcher:
         self._started.append(process)
         return process
 
+    def start_outside(self, name: str, command: Sequence[str]) -> int:
+        """Start a program of the host, which on the phone has this name; the number of its group."""
+        process = subprocess.Popen(
+            [*_without_privileges(), _found("bash"), "-c", 'exec -a "$0" "$@"', name, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, MARKER: self._marker},
+            start_new_session=True,
+        )
+        self._started.append(process)
+        threading.Thread(target=process.wait, daemon=True).start()  # or the phone goes on seeing it
+        while process.poll() is None and not self._marked().get(process.pid, "").startswith(f"{name} "):
+            time.sleep(0.01)  # until it has its name, which the phone looks for
+        return process.pid
+
     def hang_up(self, process: subprocess.Popen[bytes]) -> None:
         """Tell the shell, and only the shell, that its client has left."""
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -67,7 +83,7 @@ class Launcher:
 
     def close(self) -> None:
         """Kill all that runs on the phone."""
-        self._closing.set()
+        self.closing.set()
         while marked := self._marked():
             for pid in marked:
                 _kill(pid)
@@ -76,8 +92,18 @@ class Launcher:
             process.wait()
 
     def _arguments(self, command: str) -> list[str]:
-        arguments = [_found("setpriv"), "--bounding-set=-all", "--inh-caps=-all", "--"] if os.geteuid() == 0 else []
-        arguments += [_found("proot"), "-v", "-1", "-r", str(self._root.folder), "-w", "/", "-i", "2000:2000"]
+        arguments = [
+            *_without_privileges(),
+            _found("proot"),
+            "-v",
+            "-1",
+            "-r",
+            str(self._root.folder),
+            "-w",
+            "/",
+            "-i",
+            "2000:2000",
+        ]
         for source, target in self._root.binds():
             arguments += ["-b", f"{source}:{target}"]
         if not self._arm64:
@@ -116,10 +142,15 @@ class Launcher:
 
     def _kill_all_with(self, text: str) -> None:
         """As lmkd does to what takes too much memory; the shell that started it lives."""
-        while not self._closing.wait(0.02):
+        while not self.closing.wait(0.02):
             for pid, arguments in self.processes().items():
                 if text in arguments and not arguments.startswith("/system/bin/sh -c "):
                     _kill(pid)
+
+
+def _without_privileges() -> list[str]:
+    """What a command of the phone is started through: with them, the others there could not look at it."""
+    return [_found("setpriv"), "--bounding-set=-all", "--inh-caps=-all", "--"] if os.geteuid() == 0 else []
 
 
 def _kill(pid: int) -> None:

@@ -78,19 +78,45 @@ def _push_missing(device: Device, folder: Folder, free_mib: float | None, say: C
     if answers["made"].code:
         what = f"does not let us write to {ROOM}: {answers['made'].text.strip() or 'no reason given'}"
         raise MissingTool(device.name, what, f"check: adb shell ls -ld {ROOM}")
-    held = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *]\./(.+)$", answers["held"].text, re.MULTILINE)}
+    held = digests_in(answers["held"].text)
     missing = {here: file for here, file in folder.files.items() if held.get(file.name) != file.sha256}
-    needed = sum(file.bytes for file in missing.values())
-    if not missing:
-        return
+    if missing:
+        push_files(device, missing, folder.path, free_mib, "free some, or remove what --keep left", say)
+
+
+def digests_in(said: str) -> dict[str, str]:
+    """Names and SHA-256 in what `sha256sum ./*` printed; older phones have no such program.
+
+    >>> digests_in("ab" * 32 + "  ./model.pte\\nsha256sum: ./x: Is a directory") == {"model.pte": "ab" * 32}
+    True
+    """
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *]\./(.+)$", said, re.MULTILINE)}
+
+
+def push_files(
+    device: Device,
+    files: Mapping[Path, FileDigest],
+    folder: str,
+    free_mib: float | None,
+    then: str,
+    say: Callable[[str], None],
+) -> None:
+    """Push files into a folder that is there, under the names they are to have.
+
+    Args:
+        free_mib: room for files on the phone. then: what to do where there is too little.
+    Raises:
+        MissingTool: no room, or pushing fails.
+    """
+    needed = sum(file.bytes for file in files.values())
     if free_mib is not None and needed > (free_mib - SPARE_MIB) * 2**20:
         what = f"has {free_mib:.0f} MiB of room, {needed / 2**20 + SPARE_MIB:.0f} are needed"
-        raise MissingTool(device.name, what, "free some, or remove what --keep left")
+        raise MissingTool(device.name, what, then)
     said = f"pushing {megabytes(needed)}"
     say(said)
     with tempfile.TemporaryDirectory() as room:
-        sources = [_named(here, file.name, Path(room)) for here, file in missing.items()]
-        device.push(sources, folder.path, lambda percent: say(f"{said}: {percent}") if percent else None)
+        sources = [_named(here, file.name, Path(room)) for here, file in files.items()]
+        device.push(sources, folder, lambda percent: say(f"{said}: {percent}") if percent else None)
 
 
 def _named(here: Path, name: str, room: Path) -> Path:
@@ -123,4 +149,4 @@ def _clean(device: Device, folder: Folder, undo: str, keep: bool, warn: Callable
             if answers["remove"].code == 0:
                 return
             complaint = answers["remove"].text.strip()
-    warn(f"{device.name}: could not be cleaned up: {complaint}; adb -s {device.serial} shell rm -rf {ROOT}")
+    warn(f"{device.name}: could not be cleaned up: {complaint}; adb -s {device.serial} shell rm -rf {folder.path}")

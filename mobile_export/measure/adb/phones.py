@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_export.errors import InputError, MissingTool, MobileExportError
+from mobile_export.errors import InputError, MobileExportError
 from mobile_export.manifest import FileDigest, Manifest, check_files, folder_of, read_manifest
+from mobile_export.measure.adb.app import RUNS, STOP, check_installed, run_in_app
+from mobile_export.measure.adb.chosen import ALL, PATIENCE_S, chosen
 from mobile_export.measure.adb.client import find_adb
 from mobile_export.measure.adb.conditions import affinity_on, check_heat, fix_clocks, threads_on, watts
-from mobile_export.measure.adb.failures import failure
 from mobile_export.measure.adb.folder import TRACE, folder_for, on_phone
 from mobile_export.measure.adb.preflight import preflight
 from mobile_export.measure.adb.runner import PhoneRunner, check_abi, phone_runner
 from mobile_export.measure.adb.runs import run_once
-from mobile_export.measure.adb.transport import NETWORK, Adb, Device
+from mobile_export.measure.adb.transport import Adb, Device
 from mobile_export.measure.host import logits_here
 from mobile_export.measure.measurement import Job, Logits, Measurement
 from mobile_export.measure.phone import Agreement, Conditions, Phone
@@ -27,8 +27,6 @@ from mobile_export.measure.profile import Machine, Profile
 from mobile_export.measure.request import Request, check_request
 from mobile_export.measure.series import Place, logits_job, profile_at
 
-ALL = "all"
-PATIENCE_S = 30  # for what should be answered at once, by a phone that is busy
 # Two correct programs differ by up to 16 % of the largest logit where an int8 activation falls on an edge (decision 0002).
 LIMIT = 0.2
 
@@ -85,7 +83,7 @@ def profile_on_phones(
         raise InputError(str(artifact), f"{within}: lies in another folder than the manifest", "export the artifact again")
     say("looking for phones")
     adb.start()
-    serials = _chosen(adb, phones.serials, warn)
+    serials = chosen(adb, phones.serials, warn)
     runner = phone_runner(request, manifest, say, warn)
     files = {**runner.files, **{(folder / file.name).resolve(): file for file in manifest.files}}
     with ThreadPoolExecutor(len(serials) + 1) as pool:
@@ -112,41 +110,6 @@ def profile_on_phones(
     return profiles, errors
 
 
-def _chosen(adb: Adb, wanted: str | tuple[str, ...] | None, warn: Callable[[str], None]) -> list[str]:
-    """Serial numbers of phones that can be used."""
-    states = adb.devices()
-    if wanted is None and os.environ.get("ANDROID_SERIAL"):
-        wanted = (os.environ["ANDROID_SERIAL"],)
-    if isinstance(wanted, tuple):
-        return [_reached(adb, serial, states.get(serial)) for serial in dict.fromkeys(wanted)]
-    if not states:
-        raise MissingTool("--adb", "no phone is connected", "plug one in with USB debugging on, or: adb connect HOST:PORT")
-    if wanted != ALL:
-        if len(states) > 1:
-            then = f"name one of {', '.join(sorted(states))}, or write --adb all"
-            raise MissingTool("--adb", f"{len(states)} phones are connected", then)
-        return [_reached(adb, *next(iter(states.items())))]
-    usable = sorted(serial for serial, state in states.items() if state == "device")
-    for serial in sorted(states.keys() - set(usable)):
-        warn(str(_unusable(serial, states[serial])))
-    if not usable:
-        raise _unusable(*next(iter(states.items())))
-    return usable
-
-
-def _reached(adb: Adb, serial: str, state: str | None) -> str:
-    """The phone, connected to where it is on the network."""
-    if state in (None, "offline") and NETWORK.fullmatch(serial):
-        state = adb.connect(serial)
-    if state != "device":
-        raise _unusable(serial, state)
-    return serial
-
-
-def _unusable(serial: str, state: str | None) -> MissingTool:
-    return failure(serial, "looking for phones", "device not found" if state in (None, "not found") else f"device {state}")
-
-
 def _profile_on_phone(
     device: Device, load: _Load, request: Request, phones: Phones, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> Profile:
@@ -156,6 +119,9 @@ def _profile_on_phone(
     device.name = f"{device.serial} ({phone.model})" if phone.model else device.serial
     if phone.emulated:
         warn(f"{device.name}: is an emulator, whose times say nothing of a phone")
+    in_app = not load.runner.command
+    if in_app:
+        check_installed(device)
     check_abi(device.name, load.runner, phone)
     check_heat(device.name, found.thermal)
     affinity = affinity_on(phone, request.cores)
@@ -166,7 +132,10 @@ def _profile_on_phone(
     def measure(job: Job) -> Measurement:
         check_heat(device.name, thermal[-1])
         device.adb.rest(request.rest_s)
-        run = run_once(device, folder.path, load.runner.command, job, timeout_s=request.timeout_s, sample=sample)
+        if in_app:
+            run = run_in_app(device, folder.path, job, timeout_s=request.timeout_s, sample=sample)
+        else:
+            run = run_once(device, folder.path, load.runner.command, job, timeout_s=request.timeout_s, sample=sample)
         thermal.append(run.thermal)
         draw.append(run.draw)
         return run.measured
@@ -180,6 +149,8 @@ def _profile_on_phone(
             device.pull(str(path), Path(room) / path.name)
             return Path(room) / path.name
 
+        if in_app:
+            undo.append(f"{STOP};rm -rf {RUNS}")
         fixed = phones.fixed_clocks and fix_clocks(device, phone, undo)
         there = Path(folder.path)
         say("comparing logits with this machine's")

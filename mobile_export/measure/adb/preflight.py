@@ -12,11 +12,12 @@ from mobile_export.measure.phone import Core, Phone
 ROOM = "/data/local/tmp"  # where the user `shell` may write and run programs
 CPU, POWER = "/sys/devices/system/cpu", "/sys/class/power_supply/battery"
 THERMAL = "dumpsys thermalservice"
+DF = f"df -k {ROOM} || df {ROOM}"
 COMMANDS = {
     "properties": "getprop",
     "kernel": "uname -r; uname -m",
     "memory": "cat /proc/meminfo",
-    "room": f"df -k {ROOM} || df {ROOM}",
+    "room": DF,
     "page": "getconf PAGE_SIZE",
     "cores": f"cd {CPU}&&echo cpu[0-9]*&&grep -H . cpu[0-9]*/cpufreq/cpuinfo_max_freq cpu[0-9]*/cpu_capacity",
     "thermal": THERMAL,
@@ -59,7 +60,7 @@ def read_answers(serial: str, answers: Mapping[str, Answer]) -> Found:
     text = {name: answer.text for name, answer in answers.items()}
     known = dict(re.findall(r"^\[(.+?)\]: \[(.+)\]$", text["properties"], re.MULTILINE))
     dram, available = (_number(rf"^{name}:\s+(\d+) kB", text["memory"]) for name in ("MemTotal", "MemAvailable"))
-    free = _free_kib(text["room"])
+    free = free_kib(text["room"])
     abis = known.get("ro.product.cpu.abilist") or known.get("ro.product.cpu.abi") or ""
     kernel = text["kernel"].split() if answers["kernel"].code == 0 else []
     phone = Phone(
@@ -104,7 +105,7 @@ def _soc(known: Mapping[str, str]) -> str | None:
     return " ".join(told) or known.get("ro.board.platform") or known.get("ro.hardware")
 
 
-def _free_kib(said: str) -> int | None:
+def free_kib(said: str) -> int | None:
     """Column "Available", KiB, of the last line of df; a long name of a device breaks it in two. Before Android 6: "1.2G"."""
     lines = said.strip().splitlines()
     if len(lines) < 2 or "Avail" not in said:

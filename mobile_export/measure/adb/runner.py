@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mobile_export.errors import MissingTool, UsageError
 from mobile_export.manifest import FileDigest, Manifest
+from mobile_export.measure.adb.app import check_app_request
 from mobile_export.measure.phone import Phone
 from mobile_export.measure.request import Request
 
@@ -19,7 +20,10 @@ EXPERIMENTAL = "the bundled runner is experimental: tested under arm64 emulation
 
 @dataclass(frozen=True)
 class PhoneRunner:
-    """A runner as files to push. command: starts it in their folder. abi: it is made for; None where any phone runs it."""
+    """A runner as files to push. command: starts it in their folder; none: it is the app, which is installed there.
+
+    abi: it is made for; None where any phone runs it.
+    """
 
     name: str
     files: dict[Path, FileDigest]
@@ -31,11 +35,16 @@ def phone_runner(request: Request, manifest: Manifest, say: Callable[[str], None
     """The runner that was asked for.
 
     Raises:
-        UsageError: it is none for phones, no file, or not for this format.
+        UsageError: it is none for phones, no file, or cannot do what is asked, or not with this format.
         MissingTool: the bundle cannot be built here.
     """
     if request.runner in ("cpp", "python"):
-        raise UsageError(f"--runner {request.runner}", "runs on this machine alone", "write bundle, or name an executable")
+        raise UsageError(
+            f"--runner {request.runner}", "runs on this machine alone", "write bundle or app, or name an executable"
+        )
+    if request.runner == "app":
+        check_app_request(request, manifest)
+        return PhoneRunner("app", {}, (), None)
     if request.runner not in ("auto", "bundle"):
         return _own(Path(request.runner))
     if manifest.pte is None:
