@@ -52,6 +52,15 @@ def on(phone: BedPhone) -> Path:
     return phone.data / "mobile-export/artifacts"
 
 
+def sha256sum(phone: BedPhone, does: str) -> None:
+    """Give the phone another program of this name."""
+    tool = phone.root / "system/bin/sha256sum"
+    tool.parent.chmod(0o755)
+    tool.unlink()
+    tool.write_text(f"#!/system/bin/sh\n{does}\n")
+    tool.chmod(0o755)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -182,6 +191,8 @@ FAULTS = {
 def test_a_push_that_fails_leaves_the_older_artifact_whole(bed, fails, tmp_path, kind):
     faults, line = FAULTS[kind]
     phone = bed.phone(faults=faults)
+    if kind == "cut while checking":
+        sha256sum(phone, 'case $PWD in *.new) sleep 2 ;; esac; exec toybox sha256sum "$@"')
     older = artifact_in(tmp_path / "out")
     if kind != "not writable":
         (on(phone) / "out").mkdir(parents=True)
@@ -199,11 +210,7 @@ def test_a_push_that_fails_leaves_the_older_artifact_whole(bed, fails, tmp_path,
 def test_a_phone_whose_files_arrive_otherwise(bed, fails, tmp_path, monkeypatch):
     """A disk that damages what it is given, as sha256sum there sees it."""
     phone = bed.phone()
-    tool = phone.root / "system/bin/sha256sum"
-    tool.parent.chmod(0o755)
-    tool.unlink()
-    tool.write_text('#!/system/bin/sh\ncase $PWD in *.new) for f; do echo "$(printf %064d 1)  $f"; done; esac\n')
-    tool.chmod(0o755)
+    sha256sum(phone, 'case $PWD in *.new) for f; do echo "$(printf %064d 1)  $f"; done; esac')
     code, said = fails("push", artifact_in(tmp_path / "out"))
     assert (code, said.split(";")[0]) == (4, f"{phone.serial}: model.pte did not arrive as it was sent")
     assert list(phone.data.iterdir()) == []
