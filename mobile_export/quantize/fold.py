@@ -22,6 +22,7 @@ from mobile_export.quantize.weights import ModelWeights
 
 LEAST = 1e-3  # of the median: a channel weaker than that is not scaled up any further
 EVERY = 4  # rows of which one is rounded to see whether folding pays
+PAYS = 0.7  # of what rounding loses: folding that leaves more is not worth what it takes from calibration (decision 0014)
 
 Pays = Callable[[tuple[str, ...], torch.Tensor], bool]  # matrices, and what their columns would be multiplied with
 
@@ -66,7 +67,7 @@ def fold(
 
     Args:
         mean_squares: matrix -> the mean square of each of its inputs, (in_features,).
-        pays: whether to fold channels by some columns; None: where rounding by the recipe then loses less.
+        pays: whether to fold channels by some columns; None: where rounding by the recipe then loses clearly less.
     """
     factors: dict[str, Factor] = {}
     pays = pays or _Rounded(weights, mean_squares, factors).lose_less
@@ -99,8 +100,8 @@ class _Rounded:
     factors: Mapping[str, Factor]
 
     def lose_less(self, names: tuple[str, ...], columns: torch.Tensor) -> bool:
-        """Whether the matrices lose less with their columns multiplied."""
-        return sum(self._lost(name, columns) for name in names) < sum(self._lost(name) for name in names)
+        """Whether the matrices lose clearly less with their columns multiplied."""
+        return sum(self._lost(name, columns) for name in names) < PAYS * sum(self._lost(name) for name in names)
 
     def _lost(self, name: str, columns: torch.Tensor | None = None) -> float:
         """What is added to the mean square of a matrix's outputs, its inputs taken as independent."""
