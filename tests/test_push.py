@@ -129,6 +129,7 @@ def test_list_and_remove(bed, fails, tmp_path, capsys):
     for name in ("one", "two"):
         assert run(["push", str(artifact_in(tmp_path / name))]) == 0
     (on(phone) / ".one.new").mkdir()  # what a push that was killed left
+    (on(phone) / "a b; reboot").mkdir()  # not ours
     capsys.readouterr()
     assert run(["push", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"{phone.serial}:", "one", "two"]
@@ -138,7 +139,8 @@ def test_list_and_remove(bed, fails, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["phones"] == [{"serial": phone.serial, "artifacts": held}]
     line = f"--remove three: {phone.serial} has no such artifact; there is one, two"
     assert fails("push", "--remove", "three") == (2, line)
-    assert fails("push", "--remove", "../..")[0] == 2
+    assert fails("push", "--remove", "../..")[0] == fails("push", "--remove", "a b; reboot")[0] == 2
+    (on(phone) / "a b; reboot").rmdir()
     assert run(["push", "--remove", "one"]) == 0
     assert capsys.readouterr().out == f"{phone.serial}: one removed\n"
     assert sorted(path.name for path in on(phone).iterdir()) == [".one.new", "two"]

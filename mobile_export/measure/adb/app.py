@@ -98,8 +98,9 @@ def run_in_app(device: Device, folder: str, job: Job, *, timeout_s: float, sampl
     answers = device.ask(
         "running the app",
         {
-            # The screen has to be on, or the app is one in the background, on the slow cores.
-            "start": f"{STOP};chmod 755 {ROOT} {folder};chmod 644 {quote(str(job.model))};input keyevent KEYCODE_WAKEUP;"
+            # The app reads as somebody else; adb has pushed the model readable by all. The screen has to be on, or the app is
+            # one in the background, on the slow cores.
+            "start": f"{STOP};chmod 755 {ROOT} {folder};input keyevent KEYCODE_WAKEUP;"
             f"am start -W -n {ACTIVITY} --es run {run} {extras}",
             # What it wrote before it ended is there, if anything, when it is no longer found.
             "wait": f"exec 2>/dev/null;while [ ! -e {result} ];do if {ended};then break;fi;{draw}sleep {SAMPLE_S};done",
