@@ -31,7 +31,7 @@ class App:
         self.files = root.folder / "sdcard/Android/data" / package / "files"
         self.files.mkdir(parents=True)
         self.started: list[list[str]] = []  # the extras of every intent
-        self._command = command
+        self._command = list(command(self.files))  # made now: what it has to fetch or compile must not fail in a thread
         self._groups: list[int] = []
         threading.Thread(target=self._take_up, daemon=True).start()
 
@@ -45,7 +45,7 @@ class App:
             for path in self._intents.glob("*.start"):
                 extras = path.read_text().splitlines()
                 self.started.append(extras)
-                arguments = [*self._command(self.files), *map(self._of_host, extras)]
+                arguments = [*self._command, *map(self._of_host, extras)]
                 self._groups.append(self._launcher.start_outside(self._package, arguments))
                 path.unlink(missing_ok=True)
 
