@@ -304,6 +304,17 @@ def read_manifest(artifact: Path) -> Manifest:
         ) from None
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(path: Path, name: str | None = None) -> FileDigest:
+    """A file, under its own name or another."""
+    return FileDigest(name or path.name, path.stat().st_size, sha256(path))
+
+
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Hold every file against its digest.
 
@@ -314,8 +325,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         path = folder / held.name
         if not path.is_file():
             raise InputError(str(path), "the manifest names it and it is not there", "export the artifact again")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         if digest != held.sha256:
             what = f"SHA-256 {digest[:12]}..., the manifest says {held.sha256[:12]}..."
             raise InputError(str(path), what, "export the artifact again, or restore the file it was written with")

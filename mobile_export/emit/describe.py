@@ -24,6 +24,7 @@ from mobile_export.manifest import (
     OnnxGraph,
     Part,
     PteGraph,
+    digest_of,
     to_json,
 )
 from mobile_export.quantize.sizes import executed_parameters, stored_parameters
@@ -129,14 +130,7 @@ def export_id(weights: ModelWeights, options: object) -> str:
 
 def source_files(weights: ModelWeights) -> list[FileDigest]:
     """The checkpoint's files that were read."""
-    return [digest_of(path, path.name) for path in weights.checkpoint.files]
-
-
-def digest_of(path: Path, name: str) -> FileDigest:
-    """A file under the name the manifest gives it."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(name, path.stat().st_size, digest)
+    return [digest_of(path) for path in weights.checkpoint.files]
 
 
 def _plain(value: object) -> dict[str, object]:

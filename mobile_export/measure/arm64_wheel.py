@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import sys
 import zipfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from mobile_export.cache import cache_folder
 from mobile_export.errors import MissingTool
-from mobile_export.manifest import FileDigest
+from mobile_export.manifest import FileDigest, sha256
 from mobile_export.measure.build import run_tool
 from mobile_export.units import megabytes
 
@@ -65,12 +64,6 @@ def unpack_arm64_wheel(wheel: FileDigest, room: Path, say: Callable[[str], None]
     with zipfile.ZipFile(kept) as archive:
         archive.extractall(room, [name for name in archive.namelist() if name.startswith(NEEDED)])
     return room / "executorch"
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(wheel: FileDigest, room: Path) -> Path:

@@ -18,8 +18,8 @@ from pathlib import Path
 import pydantic
 
 from mobile_export.cache import cache_folder
-from mobile_export.manifest import FileDigest
-from mobile_export.measure.arm64_wheel import pinned_wheel, sha256, unpack_arm64_wheel
+from mobile_export.manifest import FileDigest, digest_of, sha256
+from mobile_export.measure.arm64_wheel import pinned_wheel, unpack_arm64_wheel
 from mobile_export.measure.build import (
     SOURCES,
     Toolchain,
@@ -111,7 +111,7 @@ def _assemble(program: Path, tools: Toolchain, folder: Path) -> None:
         shutil.copyfile(path, folder / name)
     for name in (program.name, LOADER):
         (folder / name).chmod(0o755)
-    files = tuple(FileDigest(path.name, path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir()))
+    files = tuple(digest_of(path) for path in sorted(folder.iterdir()))
     (folder / DIGESTS).write_bytes(FILES.dump_json(files, indent=1))
 
 

@@ -23,7 +23,6 @@ import functools
 import operator
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,21 +33,18 @@ from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
-from mobile_export.quantize.executions import Executions, Stream
+from mobile_export.quantize.executions import Executions, Stream, side_by_side
 from mobile_export.quantize.fold import Factor, fold
 from mobile_export.quantize.gptq import damped, gptq
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
 
 Stages = tuple[tuple[str, ...], ...]  # a block's matrices, those of one input together, in the order they are reached
+Matrices = dict[str, QuantizedWeight]
 Seen = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
 
 PROPAGATION = 0.5  # of the change that would make good all that came before, on this text
-WORKERS = 2  # texts run side by side
 TEXTS = 8  # whose sums are taken at a time
-
-
-Matrices = dict[str, QuantizedWeight]
 
 
 def calibrate(
@@ -63,7 +59,7 @@ def calibrate(
     Raises:
         InputError: a matrix's inputs are beyond float32.
     """
-    with ThreadPoolExecutor(WORKERS, initializer=_one_thread) as pool:
+    with side_by_side() as pool:
         executions = _Executions(weights, max(len(text) for text in texts), pool)
         walk = _Walk(weights, executions, say)
         walk.through(texts)
@@ -279,10 +275,6 @@ class _Reached(Exception):
     def __init__(self, given: torch.Tensor) -> None:
         super().__init__()
         self.given = given
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # for a worker's own operators: torch counts them by thread
 
 
 def _stages(executions: _Executions, block: nn.Module, slot: int, stream: Stream) -> Stages:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from mobile_export.cache import cache_folder
 from mobile_export.checkpoint import encode
 from mobile_export.errors import InputError
-from mobile_export.manifest import SAMPLED
+from mobile_export.manifest import SAMPLED, sha256
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.fold import Factor
 from mobile_export.quantize.recipe import Calibration
@@ -159,11 +159,7 @@ def kept_tensors(kind: str, facts: object, make: Callable[[], Tensors]) -> Tenso
 
 def identity(weights: ModelWeights) -> list[object]:
     """What identifies a checkpoint under a plan: its files' SHA-256, and the schedule."""
-    digests = []
-    for path in weights.checkpoint.files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return [digests, weights.plan.blocks, weights.plan.schedule, weights.plan.tied]
+    return [[sha256(path) for path in weights.checkpoint.files], weights.plan.blocks, weights.plan.schedule, weights.plan.tied]
 
 
 def _sha256(tensors: Tensors) -> str:

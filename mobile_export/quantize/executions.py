@@ -7,7 +7,7 @@ their luck changes a result.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import torch
 from torch import nn
@@ -22,7 +22,14 @@ from mobile_export.model.short_conv import PlainColumns
 from mobile_export.quantize import pieces
 from mobile_export.quantize.weights import ModelWeights
 
+WORKERS = 2  # texts run side by side
+
 Stream = list[torch.Tensor]  # the residual stream of every text, [1, T, hidden]
+
+
+def side_by_side() -> ThreadPoolExecutor:
+    """Workers for texts, one thread each: torch counts an operator's threads by the thread that calls it."""
+    return ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Executions:

@@ -14,7 +14,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +25,13 @@ from mobile_export.quantize import pieces
 from mobile_export.quantize.calibrated_apart import calibrate_apart
 from mobile_export.quantize.calibration import identity, kept_tensors
 from mobile_export.quantize.clip_search import QuantizedWeight, quantize_weight
-from mobile_export.quantize.executions import Executions, Stream
+from mobile_export.quantize.executions import Executions, Stream, side_by_side
 from mobile_export.quantize.matrix_plan import MatrixPlan
 from mobile_export.quantize.mixed import EIGHT, FOUR
 from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
 from mobile_export.quantize.weights import ModelWeights
 
 ALGORITHM = 2  # of measuring: a change makes worthless what was kept
-WORKERS = 2  # texts run side by side
 FROM_TOKENS = -1  # in a slot's place: the token table and what follows it change
 
 
@@ -79,7 +78,7 @@ def sensitivities(
     facts = (ALGORITHM, identity(weights), *([text.tolist() for text in some] for some in (texts, calibration)))
 
     def make() -> dict[str, torch.Tensor]:
-        with torch.no_grad(), ThreadPoolExecutor(WORKERS, initializer=_one_thread) as pool:
+        with torch.no_grad(), side_by_side() as pool:
             return {"kl": torch.tensor(_measure(weights, asked, texts, calibration, pool, say), dtype=torch.float64)}
 
     costs = kept_tensors("sensitivities", facts, make)["kl"].tolist()
@@ -179,7 +178,3 @@ class _Model:
         made = nn.Embedding.from_pretrained(self.weights.quantized(name).dequantized())
         self.places[name].append(made)
         return made
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # for a worker's own operators: torch counts them by thread

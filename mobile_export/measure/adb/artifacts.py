@@ -6,7 +6,6 @@ An app may read what lies under /data/local/tmp and is readable by all, whoever 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from shlex import quote
 
 from mobile_export.errors import InputError, MissingTool, UsageError
-from mobile_export.manifest import NAME, FileDigest, check_files, folder_of, read_manifest
+from mobile_export.manifest import NAME, FileDigest, check_files, digest_of, folder_of, read_manifest
 from mobile_export.measure.adb.folder import HASHED_MB_PER_S, ROOT, digests_in, push_files
 from mobile_export.measure.adb.preflight import DF, ROOM, free_kib
 from mobile_export.measure.adb.transport import Answer, Device
@@ -62,7 +61,7 @@ def files_to_push(artifact: Path) -> dict[Path, FileDigest]:
             raise InputError(str(artifact), f"{name}: lies in another folder than the manifest", "export the artifact again")
         if not (folder / name).is_file():
             raise InputError(str(folder / name), "the manifest names it and it is not there", "export the artifact again")
-    return {(folder / name).absolute(): _digest(folder / name) for name in names}
+    return {(folder / name).absolute(): digest_of(folder / name) for name in names}
 
 
 def name_of(artifact: Path) -> str:
@@ -174,12 +173,6 @@ def remove_artifact(device: Device, name: str) -> None:
     answer = device.ask(f"removing {path}", {"removed": removed}, timeout_s=device.adb.patience_s)["removed"]
     if answer.code:
         raise MissingTool(device.name, f"does not remove {path}: {answer.text.strip() or 'no reason given'}", "run it again")
-
-
-def _digest(path: Path) -> FileDigest:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(path.name, path.stat().st_size, digest)
 
 
 def _check_arrived(device: Device, answers: Mapping[str, Answer], wanted: Mapping[str, str]) -> None:
