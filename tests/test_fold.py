@@ -11,32 +11,37 @@ from tiny_families import FAMILIES, TOKENS, written
 
 from benchmarks.rescaled import rescale
 from mobile_export.quantize import fold as module
-from mobile_export.quantize.fold import channels_of, fold
+from mobile_export.quantize.activations import quantization_steps, quantize_dequantize_rows
+from mobile_export.quantize.fold import POWERS, channels_of, fold
 from mobile_export.verify.reference import reference_logits, reference_model
 
 
-def drawn_squares(weights, spread=3.0):
-    """Mean squares over several orders of magnitude, for every matrix of every block."""
+def drawn_inputs(weights, spread=1.5):
+    """Inputs whose sizes lie over several orders of magnitude, for every matrix of every block."""
     generator = torch.Generator().manual_seed(2)
-    matrices = {name: shape for name, matrix in weights.matrices.items() for shape in (matrix.shape,)}
-    return {name: torch.exp(spread * torch.randn(shape[1], generator=generator)) for name, shape in matrices.items()}
+
+    def of(count):
+        return torch.randn(50, count, generator=generator) * torch.exp(spread * torch.randn(count, generator=generator))
+
+    return {name: of(matrix.shape[1]) for name, matrix in weights.matrices.items()}
 
 
-def always(*_):
-    return True
+def only_unfolded(_, columns):
+    """A loss that makes everything be folded."""
+    return float(columns is None)
 
 
-def folded(weights, squares):
+def folded(weights, inputs):
     factors = {}
     for stored in range(len(weights.plan.blocks)):
-        factors |= fold(weights, stored, squares, always)
+        factors |= fold(weights, stored, inputs, only_unfolded)
     return factors, weights.folded_by(factors)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_folding_changes_no_logits_whatever_was_measured(name):
     weights = weights_of(written(name), "fp32")
-    factors, after = folded(weights, drawn_squares(weights))
+    factors, after = folded(weights, drawn_inputs(weights))
     assert factors
     was, now = (reference_logits(reference_model(some, 64), TOKENS) for some in (weights, after))
     largest = float(was.abs().max())
@@ -63,15 +68,16 @@ def test_what_can_be_folded_in_each_kind_of_block(name, giving):
     assert [next(iter(channels.giving)).removeprefix("blocks.0.") for channels in channels_of(weights, 0)] == giving
 
 
-def test_the_scale_is_the_best_there_is_for_a_group():
+def test_the_middle_power_is_the_best_there_is_for_a_group(monkeypatch):
     """Held against the error's bound, sum (w s)^2 times sum (x / s)^2, for other scales near it."""
+    monkeypatch.setattr(module, "POWERS", (0.5,))
     weights = weights_of(checkpoint(blocks=1), "fp32")
-    squares = drawn_squares(weights, 1.0)
+    inputs = drawn_inputs(weights, 0.5)
     name = "blocks.0.ffn.down.weight"
-    columns = fold(weights, 0, squares, always)[name].columns
+    columns = fold(weights, 0, inputs, only_unfolded)[name].columns
 
     def bound(scale):
-        return float(((weights.float32(name) * scale) ** 2).sum() * (squares[name] / scale**2).sum())
+        return float(((weights.float32(name) * scale) ** 2).sum() * ((inputs[name] / scale) ** 2).sum())
 
     assert bound(columns) < 0.8 * bound(torch.ones_like(columns))
     for channel in range(0, len(columns), 16):
@@ -81,7 +87,9 @@ def test_the_scale_is_the_best_there_is_for_a_group():
             assert bound(other) > bound(columns)
 
 
-def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path):
+@pytest.mark.parametrize("power", POWERS)
+def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path, monkeypatch, power):
+    monkeypatch.setattr(module, "POWERS", (power,))
     plain = write_llama(tmp_path / "plain", blocks=2)
     rescaled = write_llama(tmp_path / "rescaled", blocks=2)
     tensors = load_file(rescaled / "model.safetensors")
@@ -95,7 +103,7 @@ def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path):
         for name, matrix in decoder.named_modules():
             if isinstance(matrix, torch.nn.Linear):
                 matrix.register_forward_pre_hook(
-                    lambda _, given, at=f"{name}.weight", seen=seen: seen.update({at: given[0][0].square().mean(dim=0)})
+                    lambda _, given, at=f"{name}.weight", seen=seen: seen.update({at: given[0][0]})
                 )
         logits = reference_logits(decoder, TOKENS)
         results.append((weights, folded(weights, seen)[1], logits))
@@ -110,10 +118,11 @@ def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path):
 
 def test_a_channel_that_is_never_used_gets_a_finite_scale():
     weights = weights_of(checkpoint(blocks=1), "fp32")
-    squares = {name: torch.zeros_like(square) for name, square in drawn_squares(weights).items()}
-    some = {name: square * (torch.arange(len(square)) > 3) for name, square in drawn_squares(weights).items()}
-    for measured in (squares, some):
-        for factor in fold(weights, 0, measured, always).values():
+    drawn = drawn_inputs(weights)
+    nothing = {name: torch.zeros_like(x) for name, x in drawn.items()}
+    some = {name: x * (torch.arange(x.shape[1]) > 3) for name, x in drawn.items()}
+    for inputs in (nothing, some):
+        for factor in fold(weights, 0, inputs, only_unfolded).values():
             for part in (factor.rows, factor.columns):
                 assert part is None or (part.isfinite().all() and (part > 0).all())
     assert module.LEAST > 0
@@ -122,10 +131,32 @@ def test_a_channel_that_is_never_used_gets_a_finite_scale():
 def test_channels_are_folded_where_rounding_then_loses_less():
     """A matrix that lies on its grid already loses nothing until it is folded; one whose columns differ in size gains."""
     weights = weights_of(checkpoint(blocks=1), "w4")
-    squares = {name: torch.ones(matrix.shape[1]) for name, matrix in weights.matrices.items()}
+    inputs = {name: torch.ones(50, matrix.shape[1]) for name, matrix in weights.matrices.items()}
     own, down = weights.float32, "blocks.0.ffn.down.weight"
     sizes = torch.linspace(0, 5, weights.shape(down)[1]).exp()[torch.randperm(weights.shape(down)[1])]
     for of, pays in ((weights.quantized(down).dequantized(), False), (own(down) * sizes, True)):
         weights.float32 = lambda name, of=of: of if name == down else own(name)
-        assert (down in fold(weights, 0, squares | {down: 1 / sizes.square()})) == pays
-    assert not fold(weights_of(checkpoint(blocks=1), "fp32"), 0, squares)
+        assert (down in fold(weights, 0, inputs | {down: inputs[down] / sizes})) == pays
+    assert not fold(weights_of(checkpoint(blocks=1), "fp32"), 0, inputs)
+
+
+def test_inputs_that_one_scale_a_token_serves_badly_are_folded_even_where_weights_lose_a_little():
+    """One input in a hundred is thirty times the others, and one scale has to serve them all."""
+    weights = weights_of(checkpoint(blocks=1), "w8")
+    generator, down = torch.Generator().manual_seed(3), "blocks.0.ffn.down.weight"
+    inputs = {name: torch.randn(200, m.shape[1], generator=generator) for name, m in weights.matrices.items()}
+    inputs[down][:, ::100] *= 30
+    columns = fold(weights, 0, inputs)[down].columns
+    x, weight = inputs[down], weights.float32(down)
+    before, after = (
+        float((quantize_dequantize_rows(x / by) @ (weight * by).t() - x @ weight.t()).square().mean())
+        for by in (torch.ones_like(columns), columns)
+    )
+    assert after < 0.3 * before
+
+
+def test_a_step_is_what_rounding_moves_a_value_by_at_most():
+    x = torch.randn(100, 64, generator=torch.Generator().manual_seed(4)) * torch.logspace(-3, 3, 100)[:, None]
+    off = (quantize_dequantize_rows(x) - x).abs().amax(dim=1) / quantization_steps(x)
+    assert (off < 1).all()  # half a step, and as much again where the zero point is rounded
+    assert off.median() > 0.4

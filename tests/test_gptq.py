@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mobile_export.quantize import gptq as module
 from mobile_export.quantize.clip_search import quantize_weight
-from mobile_export.quantize.gptq import DAMPING, damped, gptq
+from mobile_export.quantize.gptq import DAMPING, Inputs, damped, gptq
 from mobile_export.quantize.recipe import Precision
 
 W4, W8 = Precision(4, 32), Precision(8)
@@ -36,7 +36,7 @@ def damped_by_hand(moments):
 
 
 def quantized(weight, moments, precision=W4):
-    return gptq(weight, damped(moments, torch.ones(len(moments))), precision)
+    return gptq(weight, Inputs.of(damped(moments, torch.ones(len(moments)))), precision)
 
 
 def paper(row, hessian, scales, low, high):

@@ -109,8 +109,8 @@ class Block(nn.Module):
         self.attention, self.ffn, self.rope = attention, ffn, rope
 
     def forward(self, x: torch.Tensor, slot: int, start: int, rotations: Sequence[Rotation], attend: nn.Module) -> torch.Tensor:
-        query, key, value = self.attention(x, *(() if self.rope is None else rotations[self.rope]))
-        return self.ffn(x, attend(slot, query, key, value, start))
+        rotation = () if self.rope is None else rotations[self.rope]
+        return self.ffn(x, attend(slot, *self.attention(x, *rotation), start))
 
 
 class ConvBlock(nn.Module):

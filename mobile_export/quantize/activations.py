@@ -16,5 +16,10 @@ def quantize_dequantize_rows(x: torch.Tensor) -> torch.Tensor:
     from_least, from_largest = -128 + least * inverse, 127 + largest * inverse
     zero = torch.where(from_least + from_largest > 0, -128 - least * inverse, 127 - largest * inverse)
     zero = zero.clamp(-128, 127).round()
-    codes = (torch.round(x * inverse) + zero).clamp(-128, 127)
-    return (codes - zero) * (1 / inverse)
+    codes = (x * inverse).round_().add_(zero).clamp_(-128, 127)
+    return codes.sub_(zero).mul_(1 / inverse)
+
+
+def quantization_steps(x: torch.Tensor) -> torch.Tensor:
+    """What one code of each row's int8 stands for, x's shape without its last axis."""
+    return (x.amax(dim=-1).clamp(min=0) - x.amin(dim=-1).clamp(max=0)) / 255

@@ -4,25 +4,28 @@ Two streams of activations go through the blocks side by side: the exact one, th
 through blocks that are quantized already, inputs rounded to int8 as the recipe rounds them at run time. Of all real matrices
 W + W D H^-1 comes closest on the found inputs x to what W gives on the exact ones, where H = sum of x x^T and D = sum of
 (exact x - x) x^T (GPTAQ, arXiv:2504.02692). GPTQ rounds the matrix half way to it: all the way would fit it to the noise of
-this text as well (QEP, arXiv:2504.09629). Matrices of a block that share an input are quantized together, and what follows
-them sees the result.
+this text as well (QEP, arXiv:2504.09629). Those with more inputs than the stream is wide aim at their own output: D has more
+entries then than the text can tell. Matrices of a block that share an input are quantized together, and what follows them
+sees the result.
 
-Before a block is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32.
+Before a block is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32. Then both
+streams go through it side by side, every text by itself, and all wait (paused.py) in front of what is being quantized.
 
 A block that runs several times gathers its sums over all of its executions, and is quantized once. Where one execution
 follows the other (immediate sharing), its inputs come from the block itself, still in float32, on the found stream. Where
 others lie between (repeat-all-over, reverse) these are not quantized yet, so the inputs come from the exact stream, run
 through the whole schedule beforehand: that costs one pass more, where running on from every block would cost a pass a block.
 
-In memory at a time: one block in float32 and its inputs at every matrix, and both streams.
+In memory at a time: one block in float32, both streams, and what each text holds where it waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,18 +36,20 @@ from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
-from mobile_export.quantize.executions import Executions, Stream, side_by_side
-from mobile_export.quantize.fold import Factor, fold
-from mobile_export.quantize.gptq import damped, gptq
+from mobile_export.quantize.executions import WORKERS, Executions, Stream, room_like, side_by_side
+from mobile_export.quantize.fold import Factor, fold, one_in
+from mobile_export.quantize.gptq import Inputs, damped, gptq
+from mobile_export.quantize.paused import Paused, pause
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
 
 Stages = tuple[tuple[str, ...], ...]  # a block's matrices, those of one input together, in the order they are reached
 Matrices = dict[str, QuantizedWeight]
-Seen = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
+Heard = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
 
 PROPAGATION = 0.5  # of the change that would make good all that came before, on this text
 TEXTS = 8  # whose sums are taken at a time
+PART = 384  # columns of a product with itself worked out at a time
 
 
 def calibrate(
@@ -68,23 +73,35 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over a stage's inputs: hessian of x x^T, shift of (exact x - x) x^T; float32 (in_features, in_features)."""
+    """Sums over a stage's inputs: hessian of x x^T, shift of (exact x - x) x^T; float32 (in_features, in_features).
+
+    shift: None where the aim is the matrices' own output.
+    """
 
     hessian: torch.Tensor
-    shift: torch.Tensor
+    shift: torch.Tensor | None
 
     @classmethod
-    def of(cls, found: torch.Tensor, exact: torch.Tensor) -> Moments:
+    def of(cls, found: torch.Tensor, exact: torch.Tensor | None) -> Moments:
         """Of inputs [T, in_features] on both streams."""
-        return cls(found.t() @ found, (exact - found).t() @ found)
+        return cls(_gram(found), None if exact is None else (exact - found).t() @ found)
 
     def divided(self, columns: torch.Tensor) -> Moments:
         """Of the same inputs, each divided."""
         both = columns[:, None] * columns
-        return Moments(self.hessian / both, self.shift / both)
+        return Moments(self.hessian / both, None if self.shift is None else self.shift / both)
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.hessian + other.hessian, self.shift + other.shift)
+        shift = None if self.shift is None or other.shift is None else self.shift + other.shift
+        return Moments(self.hessian + other.hessian, shift)
+
+
+def _gram(x: torch.Tensor) -> torch.Tensor:
+    """x^T x of [T, columns]; what lies above the diagonal is taken from below it."""
+    parts = x.split(PART, dim=1)
+    lower = [[part.t() @ other for other in parts[: at + 1]] for at, part in enumerate(parts)]
+    rows = [[*row, *(lower[below][at].t() for below in range(at + 1, len(parts)))] for at, row in enumerate(lower)]
+    return torch.cat([torch.cat(row, dim=1) for row in rows])
 
 
 def fitted(weight: torch.Tensor, hessian: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -106,10 +123,12 @@ class _Walk:
         self.found: Matrices = {}
         self.factors: dict[str, Factor] = {}
         self.folded = weights.folded_by(self.factors)  # it sees each block's as they are found
-        self.ahead: dict[int, dict[str, Moments]] = {}  # stored block -> stage -> sums of executions looked ahead to
+        self.every = 1  # text of how many blocks are folded by
+        self.ahead: dict[str, Moments] = {}  # first matrix of a stage -> sums of executions looked ahead to
 
     def through(self, texts: Sequence[torch.Tensor]) -> None:
         """Quantize every block in the order of its first execution."""
+        self.every = one_in(texts)
         tables = pieces.float_tables(self.weights)
         exact = self.executions.embedded(texts, tables(EMBEDDING))
         self._look_ahead(exact)
@@ -117,75 +136,98 @@ class _Walk:
         found = exact if table.precision.bits == 32 else self.executions.embedded(texts, _rounded_table(self.weights))
         settled: set[int] = set()
         for slot, stored in enumerate(self.schedule):
-            block = pieces.stored_block(self.weights, stored, pieces.float_linears(self.weights))
-            if stored in settled:
-                exact = self.executions.run(block, slot, exact)
-            else:
+            if stored not in settled:
                 settled.add(stored)
                 self.say(f"calibrating block {len(settled)} of {len(self.weights.plan.blocks)}")
-                exact = self._settle(slot, block, exact, found)
+                exact, found = self._settle(slot, exact, found)
+                continue
+            exact = self.executions.run(self._exact_block(stored), slot, exact)
             found = self.executions.run(pieces.stored_block(self.folded, stored, self._linear), slot, found)
 
-    def _settle(self, slot: int, block: nn.Module, exact: Stream, found: Stream) -> Stream:
-        """Quantize every stage of a block that is about to run for the first time; gives the exact stream after it."""
-        stored, run = self.schedule[slot], self.executions.run
-        stages = _stages(self.executions, block, slot, found[:1])
+    def _settle(self, slot: int, exact: Stream, found: Stream) -> tuple[Stream, Stream]:
+        """Quantize every stage of a block that is about to run for the first time; gives both streams after it."""
+        stored = self.schedule[slot]
+        block = self._exact_block(stored)
         at_once = [slot]  # this execution and those that follow without another block between
         while at_once[-1] + 1 < len(self.schedule) and self.schedule[at_once[-1] + 1] == stored:
             at_once.append(at_once[-1] + 1)
-        wanted, so_far, streams = [], found, []
-        after: Stream = []
-        for at in at_once:
-            seen, exact = self.executions.heard(block, at, exact, [stage[0] for stage in stages])
-            after = after or exact
-            wanted.append(seen)
-            streams.append(so_far)
-            so_far = run(block, at, so_far) if at < at_once[-1] else so_far
-        self._fold(stored, stages, wanted)
-        settling = pieces.stored_block(self.folded, stored, self._linear)
-        for stage in stages:
-            names = {part: f"blocks.{stored}.{part}.weight" for part in stage}
-            matrices = {part: name for part, name in names.items() if self.weights.matrices[name].precision.bits < 32}
-            if not matrices:
-                continue
-            columns = self._columns(names[stage[0]])
-            moments = self.ahead.get(stored, {}).pop(stage[0], None)
-            moments = moments and moments.divided(columns)
-            for at, stream, exact_inputs in zip(at_once, streams, wanted, strict=True):
-                inputs = self.executions.reaching(settling, at, stream, stage[0])
-                found_here = self._moments(inputs, [x / columns for x in exact_inputs.pop(stage[0])])
-                moments = moments + found_here if moments else found_here
-            assert moments is not None
-            self._check_finite(next(iter(matrices.values())), moments)
-            hessian = damped(moments.hessian, columns)
-            for part, name in matrices.items():
-                target = fitted(self.folded.float32(name), hessian, moments.shift)
-                self.found[name] = gptq(target, hessian, self.weights.matrices[name].precision)
-                bias = cast("torch.Tensor | None", settling.get_submodule(part).bias)
-                settling.set_submodule(part, self._linear(name, bias))
-        return after
+        stages = _stages(self.executions, block, slot, found[:1])
+        firsts = [stage[0] for stage in stages]
+        before_exact, before = (self._before(block, at_once, stream) for stream in (exact, found))
+        some = [stream[:: self.every] for stream in before_exact]
+        self._fold(stored, stages, self.executions.heard(block, at_once, some, firsts)[0])
+        aimed = [part for part in firsts if self._is_aimed(_weight(stored, part))]
+        wanted, after = self.executions.heard(block, at_once, before_exact, aimed)
+        places: dict[str, _Place] = {}
+        waiting = {_weight(stored, part) for part in firsts}
+
+        def place(name: str, bias: torch.Tensor | None) -> nn.Module:
+            return places.setdefault(name, _Place(bias, waits=name in waiting))
+
+        settling = pieces.stored_block(self.folded, stored, place)
+        with self.executions.waiting(settling, at_once, before) as go_on:
+            for stage in stages:
+                names = [_weight(stored, part) for part in stage]
+                self._settle_stage(names, go_on(), wanted.pop(stage[0], None))
+                for name in names:
+                    places[name].settled = self._linear(name, places[name].bias)
+            return after, go_on()[: len(found)]
+
+    def _exact_block(self, stored: int) -> nn.Module:
+        return pieces.stored_block(self.weights, stored, pieces.float_linears(self.weights))
+
+    def _before(self, block: nn.Module, slots: Sequence[int], stream: Stream) -> list[Stream]:
+        """The streams before executions of a block that follow one another."""
+        streams = [stream]
+        for slot in slots[:-1]:
+            streams.append(self.executions.run(block, slot, streams[-1]))
+        return streams
+
+    def _is_aimed(self, name: str) -> bool:
+        """Whether a matrix aims at the exact stream's output: see the module."""
+        return self.weights.shape(name)[1] <= self.weights.recognised.spec.hidden_size
+
+    def _settle_stage(self, names: Sequence[str], found: Stream, exact: Stream | None) -> None:
+        """Quantize matrices that share an input: [T, in_features] for every text and execution, on both streams."""
+        ahead = self.ahead.pop(names[0], None)
+        names = [name for name in names if self.weights.matrices[name].precision.bits < 32]
+        if not names:
+            return
+        columns = self._columns(names[0])
+        moments = self._moments(found, exact, columns)
+        moments = ahead.divided(columns) + moments if ahead else moments
+        self._check_finite(names[0], moments)
+        hessian = damped(moments.hessian, columns)
+        inputs = Inputs.of(hessian)
+        for name in names:
+            weight, precision = self.folded.float32(name), self.weights.matrices[name].precision
+            target = weight if moments.shift is None else fitted(weight, hessian, moments.shift)
+            parts = self.executions.pool.map(lambda rows, p=precision: gptq(rows, inputs, p), target.chunk(WORKERS))
+            self.found[name] = _joined(list(parts))
 
     def _look_ahead(self, stream: Stream) -> None:
         """Gather the sums of executions that come again after others, on the exact stream."""
         schedule = self.schedule
         again = [at for at, stored in enumerate(schedule) if stored in schedule[:at] and not _follows(schedule, at)]
         for slot in range(max(again, default=-1) + 1):
-            block = pieces.stored_block(self.weights, schedule[slot], pieces.float_linears(self.weights))
+            block = self._exact_block(schedule[slot])
             if slot not in again:
                 stream = self.executions.run(block, slot, stream)
                 continue
             stages = _stages(self.executions, block, slot, stream[:1])
-            seen, stream = self.executions.heard(block, slot, stream, [stage[0] for stage in stages])
-            sums = self.ahead.setdefault(schedule[slot], {})
-            for part, inputs in seen.items():
-                moments = self._moments(inputs, inputs)
-                sums[part] = sums[part] + moments if part in sums else moments
+            heard, stream = self.executions.heard(block, [slot], [stream], [stage[0] for stage in stages])
+            for part, inputs in heard.items():
+                name = _weight(schedule[slot], part)
+                moments = self._moments(inputs, inputs if self._is_aimed(name) else None)
+                self.ahead[name] = self.ahead[name] + moments if name in self.ahead else moments
 
-    def _moments(self, found: Stream, exact: Stream) -> Moments:
-        """Of the inputs of all texts, [T, in_features] each, a few texts at a time."""
+    def _moments(self, found: Stream, exact: Stream | None, columns: torch.Tensor | None = None) -> Moments:
+        """Of the inputs of all texts, [T, in_features] each, a few texts at a time; columns: what exact ones are divided by."""
 
         def of(at: int) -> Moments:
-            return Moments.of(self.rounded(torch.cat(found[at : at + TEXTS])), torch.cat(exact[at : at + TEXTS]))
+            wanted = None if exact is None else torch.cat(exact[at : at + TEXTS])
+            wanted = wanted if wanted is None or columns is None else wanted / columns
+            return Moments.of(self.rounded(torch.cat(found[at : at + TEXTS])), wanted)
 
         return functools.reduce(operator.add, self.executions.pool.map(of, range(0, len(found), TEXTS)))
 
@@ -195,14 +237,10 @@ class _Walk:
             return _SettledLinear(self.found[name].dequantized(), bias, self.rounded)
         return pieces.float_linears(self.folded)(name, bias)
 
-    def _fold(self, stored: int, stages: Stages, heard: Sequence[Seen]) -> None:
+    def _fold(self, stored: int, stages: Stages, heard: Heard) -> None:
         """Find a block's factors from what its matrices are given in float32."""
-        mean_squares: dict[str, torch.Tensor] = {}
-        for stage in stages:
-            inputs = [x for seen in heard for x in seen[stage[0]]]
-            mean = functools.reduce(operator.add, (x.square().sum(dim=0) for x in inputs)) / sum(map(len, inputs))
-            mean_squares |= {f"blocks.{stored}.{part}.weight": mean for part in stage}
-        self.factors |= fold(self.weights, stored, mean_squares)
+        inputs = {_weight(stored, part): torch.cat(heard[stage[0]]) for stage in stages for part in stage}
+        self.factors |= fold(self.weights, stored, inputs)
 
     def _columns(self, name: str) -> torch.Tensor:
         """What the inputs of a matrix are divided by now that it is folded, (in_features,)."""
@@ -210,9 +248,27 @@ class _Walk:
         return torch.ones(self.weights.shape(name)[1]) if columns is None else columns
 
     def _check_finite(self, name: str, moments: Moments) -> None:
-        if not (moments.hessian.isfinite().all() and moments.shift.isfinite().all()):
+        if not all(sums.isfinite().all() for sums in (moments.hessian, moments.shift) if sums is not None):
             what = "its inputs go beyond float32 on the calibration text"
             raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4")
+
+
+class _Place(nn.Module):
+    """Where a matrix stands in a block that is being quantized; executions may wait in front of it."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, bias: torch.Tensor | None, *, waits: bool) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias)
+        self.waits = waits
+        self.settled: nn.Module | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.waits:
+            pause(x.flatten(0, -2))
+        assert self.settled is not None, "run before its matrix is there"
+        return cast("torch.Tensor", self.settled(x))
 
 
 class _SettledLinear(nn.Module):
@@ -239,42 +295,49 @@ class _Executions(Executions):
         entrance = self.entrance(pieces.float_linears(self.weights), pieces.float_tables(self.weights))
         return [entrance(table(text[None])) for text in texts]
 
-    def heard(self, block: nn.Module, slot: int, stream: Stream, names: Sequence[str]) -> tuple[Seen, Stream]:
-        """What the named modules are given on the way, [T, in_features] for every text, and the stream after."""
+    def heard(
+        self, block: nn.Module, slots: Sequence[int], streams: Sequence[Stream], names: Sequence[str]
+    ) -> tuple[Heard, Stream]:
+        """What modules are given in some executions, [T, in_features] for every text, and the stream after the first one."""
 
-        def one(x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            worker.heard = {}
-            return through(x), worker.heard
+        def one(x: torch.Tensor, text: int, after: torch.Tensor) -> None:
+            worker.text = text
+            after.copy_(through(x))
 
-        worker, through = threading.local(), self.through(block, slot)
-        with _listening(block, names, lambda name, x: worker.heard.__setitem__(name, x.flatten(0, -2))):
-            after = list(self.pool.map(one, stream))
-        return {name: [heard[name] for _, heard in after] for name in names}, [x for x, _ in after]
+        def hear(name: str, x: torch.Tensor) -> None:
+            given[name][worker.text].copy_(x.flatten(0, -2))
 
-    def reaching(self, block: nn.Module, slot: int, stream: Stream, name: str) -> Stream:
-        """What one module is given, [T, in_features] for every text; what comes after it is not run."""
+        worker, heard, afters = threading.local(), Heard(), list[Stream]()
+        for slot, stream in zip(slots, streams, strict=True):
+            through = self.through(block, slot)
+            afters.append(room_like(stream))
+            given = {name: [room[0] for room in room_like(stream, _inputs_of(block, name))] for name in names}
+            with _listening(block, names, hear):
+                list(self.pool.map(one, stream, range(len(stream)), afters[-1]))
+            for name in names:
+                heard[name] = heard.get(name, []) + given[name]
+        return heard, afters[0]
 
-        def stop(_: str, x: torch.Tensor) -> None:
-            raise _Reached(x.flatten(0, -2))
+    @contextlib.contextmanager
+    def waiting(self, block: nn.Module, slots: Sequence[int], streams: Sequence[Stream]) -> Iterator[Callable[[], Stream]]:
+        """Executions of a block that pause on their way, every text's by itself.
 
-        def one(x: torch.Tensor) -> torch.Tensor:
-            try:
-                through(x)
-            except _Reached as reached:
-                return reached.given
-            raise AssertionError(f"{name} is not called")
+        Gives what lets all of them go on: it returns what each hands out next, or its stream after the block.
+        """
 
-        through = self.through(block, slot)
-        with _listening(block, [name], stop):
-            return list(self.pool.map(one, stream))
+        def execution(through: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+            return after.copy_(through(x))
 
-
-class _Reached(Exception):
-    """The module whose input was wanted has been called with it."""
-
-    def __init__(self, given: torch.Tensor) -> None:
-        super().__init__()
-        self.given = given
+        texts = [
+            Paused(functools.partial(execution, self.through(block, slot), x, after))
+            for slot, stream in zip(slots, streams, strict=True)
+            for x, after in zip(stream, room_like(stream), strict=True)
+        ]
+        try:
+            yield lambda: list(self.pool.map(Paused.resume, texts))
+        finally:
+            for text in texts:
+                text.abandon()
 
 
 def _stages(executions: _Executions, block: nn.Module, slot: int, stream: Stream) -> Stages:
@@ -310,6 +373,15 @@ class _listening:
             hook.remove()
 
 
+def _inputs_of(block: nn.Module, name: str) -> int:
+    return cast("nn.Linear", block.get_submodule(name)).in_features
+
+
+def _weight(stored: int, part: str) -> str:
+    """The name of a matrix of a stored block."""
+    return f"blocks.{stored}.{part}.weight"
+
+
 def _linears_of(block: nn.Module) -> list[str]:
     return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
 
@@ -318,6 +390,12 @@ def _follows(schedule: Sequence[int], slot: int) -> bool:
     """Whether an execution follows, without another block between, on the first one of its block."""
     first = schedule.index(schedule[slot])
     return all(stored == schedule[slot] for stored in schedule[first:slot])
+
+
+def _joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
+    """A matrix of its rows."""
+    codes, scales = torch.cat([part.codes for part in parts]), torch.cat([part.scales for part in parts])
+    return QuantizedWeight(codes, scales, parts[0].precision)
 
 
 def _rounded_table(weights: ModelWeights) -> nn.Module:

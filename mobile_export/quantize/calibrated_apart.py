@@ -19,8 +19,8 @@ from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
-from mobile_export.quantize.fold import Factor, fold
-from mobile_export.quantize.gptq import damped, gptq
+from mobile_export.quantize.fold import Factor, fold, one_in
+from mobile_export.quantize.gptq import Inputs, damped, gptq
 from mobile_export.quantize.mixed import FOUR, mixed_recipe
 from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
@@ -47,40 +47,57 @@ def calibrate_apart(
     factors: dict[str, Factor] = {}
     folded = weights.folded_by(factors)  # it sees each block's as they are found
     to_run = Counter(weights.plan.schedule)
-    moments: dict[int, dict[str, torch.Tensor]] = {}  # stored block -> matrix -> sum of x x^T over its inputs x
+    heard: dict[int, dict[str, _Inputs]] = {}  # stored block -> matrix
 
     def rounded(name: str, sums: torch.Tensor) -> QuantizedWeight:
         columns = factors.get(name, Factor()).columns
         columns = torch.ones(len(sums)) if columns is None else columns
-        return gptq(folded.float32(name), damped(sums / columns / columns[:, None], columns), FOUR)
+        return gptq(folded.float32(name), Inputs.of(damped(sums / columns / columns[:, None], columns)), FOUR)
 
     for slot, stored in enumerate(weights.plan.schedule):
         say(f"calibrating block {stored + 1} of {len(weights.plan.blocks)} by itself")
         block = pieces.stored_block(weights, stored, linears)
-        sums = moments.setdefault(stored, {})
-        with _summing(block, f"blocks.{stored}.", sums):
+        inputs = heard.setdefault(stored, {})
+        with _listening(block, f"blocks.{stored}.", inputs, one_in(texts)):
             stream = [executions.through(block, slot)(x) for x in stream]
         to_run[stored] -= 1
         if to_run[stored]:
             continue
-        for name, total in moments[stored].items():
-            if not total.isfinite().all():
+        for name, given in inputs.items():
+            if not given.moments.isfinite().all():
                 what = "its inputs go beyond float32 on the calibration text"
                 raise InputError(weights.where(name), what, "add --quantizer clip")
-        tokens = weights.plan.schedule.count(stored) * sum(map(len, texts))
-        factors |= fold(at_4_bits, stored, {name: total.diagonal() / tokens for name, total in moments[stored].items()})
-        named = {name: total for name, total in moments.pop(stored).items() if name in asked}
+        factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()})
+        named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     return found, factors
 
 
+class _Inputs:
+    """What a matrix was given.
+
+    moments: the sum of x x^T over inputs x of all texts. some: those of one text in `every`, [T, in_features] each.
+    """
+
+    def __init__(self, columns: int, every: int) -> None:
+        self.moments, self.some = torch.zeros(columns, columns), list[torch.Tensor]()
+        self._texts, self._every = 0, every
+
+    def add(self, x: torch.Tensor) -> None:
+        """x: of one text, [T, in_features]."""
+        self.moments += x.t() @ x
+        if self._texts % self._every == 0:
+            self.some.append(x)
+        self._texts += 1
+
+
 @contextlib.contextmanager
-def _summing(block: nn.Module, prefix: str, sums: dict[str, torch.Tensor]) -> Iterator[None]:
-    """While entered, the second moments of what a block's matrices are given are added to `sums`, by weight."""
+def _listening(block: nn.Module, prefix: str, inputs: dict[str, _Inputs], every: int) -> Iterator[None]:
+    """While entered, what a block's matrices are given is added to `inputs`, by weight; whole of one text in `every`."""
 
     def hear(name: str, given: torch.Tensor) -> None:
         x = given.flatten(0, -2)
-        sums[name] = sums[name] + x.t() @ x if name in sums else x.t() @ x
+        inputs.setdefault(name, _Inputs(x.shape[1], every)).add(x)
 
     linears = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]
     hooks = [

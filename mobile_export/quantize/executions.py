@@ -32,6 +32,15 @@ def side_by_side() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
 
 
+def room_like(stream: Stream, width: int | None = None) -> Stream:
+    """Uninitialized tensors of a stream's lengths, in one piece of memory; width: another last axis.
+
+    Small tensors that live long lie scattered among those that are freed at once, and leave the heap in shreds between them.
+    """
+    whole = torch.empty(1, sum(x.shape[1] for x in stream), width or stream[0].shape[2])
+    return list(whole.split([x.shape[1] for x in stream], dim=1))
+
+
 class Executions:
     """One execution at a time, of whatever block is given for it."""
 
@@ -52,7 +61,9 @@ class Executions:
 
     def run(self, block: nn.Module, slot: int, stream: Stream) -> Stream:
         """The stream after an execution."""
-        return list(self.pool.map(self.through(block, slot), stream))
+        through, after = self.through(block, slot), room_like(stream)
+        list(self.pool.map(lambda x, room: room.copy_(through(x)), stream, after))
+        return after
 
     def through(self, block: nn.Module, slot: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """An execution as a function of one text's stream."""
@@ -64,6 +75,15 @@ class Executions:
             if isinstance(block, ConvBlock):
                 return block(x, slot, 0, PlainColumns(spec))
             rotations = [tables(0, x.shape[1]) for tables in self.rotary]
-            return block(x, slot, 0, rotations, PlainAttention(self.rules))
+            return block(x, slot, 0, rotations, _WholeText(self.rules))
 
         return execution
+
+
+class _WholeText(PlainAttention):
+    """Attention that keeps no keys and values once a text is through: no more of it is to come."""
+
+    def forward(self, slot: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int) -> torch.Tensor:
+        attended = super().forward(slot, query, key, value, start)
+        self.forget()
+        return attended

@@ -1,30 +1,36 @@
 """Activation-aware folding: channels rescaled where that changes nothing but what quantization costs.
 
 Between the weight that gives a channel (a norm's, or a row of a matrix) and the matrices that take it a scale s cancels:
-x / s times w s. In a group of inputs that share a quantization scale the error grows with sum (w s)^2 times sum (x / s)^2,
-which by Cauchy and Schwarz is least where w s and x / s are in proportion: s = sqrt(rms x / rms w). So nothing is searched,
-and a checkpoint rescaled beforehand is folded into the same weights as the one it came from. The bound knows nothing of how
-the weights lie on a grid, as those do that were quantized before: so both are rounded, and folding is left where it loses.
+x / s times w s. Larger inputs on a coarser grid, or larger weights: s = (rms x)^a / (rms w)^(1 - a) goes from one to the other.
+Whatever a is, a checkpoint that was rescaled is folded into the same weights as the one it came from.
 
-Source: AWQ (arXiv:2306.00978), which searches s among powers of the activations' magnitude.
+What is lost by rounding the weights, and by rounding a token's inputs to int8 with one scale, is worked out for a few a and for
+the channels as they are, and the least is taken: evenly sized inputs lose little, and so do weights that lie on a grid already.
+
+Source: AWQ (arXiv:2306.00978), which searches s among powers of the activations' magnitude; SmoothQuant (arXiv:2211.10438), of
+which the powers of both are, and the end of making activations easier to round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from mobile_export.families.spec import DecoderSpec, RwkvSpec
+from mobile_export.quantize.activations import quantization_steps
 from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.weights import ModelWeights
 
 LEAST = 1e-3  # of the median: a channel weaker than that is not scaled up any further
-EVERY = 4  # rows of which one is rounded to see whether folding pays
-PAYS = 0.7  # of what rounding loses: folding that leaves more is not worth what it takes from calibration (decision 0014)
+POWERS = (0.2, 0.3, 0.4, 0.5)  # of the inputs' size; at 0.5 the bound on a group's error is least (tests/test_fold.py)
+EVERY = 8  # rows of which one is rounded to see what folding brings
+ENOUGH = 4096  # tokens whose inputs rounding is tried on
+PAYS = 0.95  # of what is lost otherwise: folding that leaves more is not worth while
+CALIBRATED = 0.35  # of what rounding weights loses is left by GPTQ, which can make nothing good of what inputs lose
 
-Pays = Callable[[tuple[str, ...], torch.Tensor], bool]  # matrices, and what their columns would be multiplied with
+Lost = Callable[[tuple[str, ...], torch.Tensor | None], float]  # by matrices, their columns multiplied with something or not
 
 
 @dataclass(frozen=True)
@@ -60,29 +66,30 @@ class Channels:
         object.__setattr__(self, "count", int(self.channel.max()) + 1)
 
 
-def fold(
-    weights: ModelWeights, stored: int, mean_squares: Mapping[str, torch.Tensor], pays: Pays | None = None
-) -> dict[str, Factor]:
+def fold(weights: ModelWeights, stored: int, inputs: Mapping[str, torch.Tensor], lost: Lost | None = None) -> dict[str, Factor]:
     """The factors that fold a stored block, by weight; its function stays what it was.
 
     Args:
-        mean_squares: matrix -> the mean square of each of its inputs, (in_features,).
-        pays: whether to fold channels by some columns; None: where rounding by the recipe then loses clearly less.
+        inputs: matrix -> some of what it is multiplied with, float32 (tokens, in_features).
+        lost: by rounding; None: as the recipe rounds.
     """
     factors: dict[str, Factor] = {}
-    pays = pays or _Rounded(weights, mean_squares, factors).lose_less
+    lost = lost or _Rounded(weights, inputs, factors).lost
     for channels in channels_of(weights, stored):
         # Rows are settled before the columns that hang on them: what a block's end takes comes first.
         taken = [factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking]
-        weight = _by_channel(torch.cat(taken).square().mean(dim=0), channels)
-        inputs = _by_channel(torch.stack([mean_squares[name] for name in channels.taking]).mean(dim=0), channels)
-        scale = (_roots(inputs) / _roots(weight)).sqrt()
-        columns = scale[channels.channel]
-        if not pays(channels.taking, columns):
+        weight = _roots(_by_channel(torch.cat(taken).square().mean(dim=0), channels))
+        given = torch.stack([inputs[name].square().mean(dim=0) for name in channels.taking]).mean(dim=0)
+        size = _roots(_by_channel(given, channels))
+        scales = [size**power / weight ** (1 - power) for power in POWERS]
+        costs = [lost(channels.taking, scale[channels.channel]) for scale in scales]
+        least = min(range(len(scales)), key=costs.__getitem__)
+        if costs[least] >= PAYS * lost(channels.taking, None):
             continue
+        scale = scales[least]
         for name in channels.taking:
             held = factors.get(name, Factor())
-            factors[name] = Factor(held.rows, columns.clone())  # each its own memory: safetensors shares none
+            factors[name] = Factor(held.rows, scale[channels.channel])
         for name, start in channels.giving.items():
             held = factors.get(name, Factor())
             rows = torch.ones(weights.shape(name)[0]) if held.rows is None else held.rows.clone()
@@ -91,29 +98,37 @@ def fold(
     return factors
 
 
+def one_in(texts: Sequence[torch.Tensor]) -> int:
+    """Of how many texts one is taken to fold by."""
+    return max(1, sum(map(len, texts)) // ENOUGH)
+
+
 @dataclass(frozen=True)
 class _Rounded:
-    """What rounding loses of a block's matrices as the recipe has them, folded so far by `factors`."""
+    """What rounding loses of a block's matrices and their inputs as the recipe has them, folded so far by `factors`."""
 
     weights: ModelWeights
-    mean_squares: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, torch.Tensor]
     factors: Mapping[str, Factor]
 
-    def lose_less(self, names: tuple[str, ...], columns: torch.Tensor) -> bool:
-        """Whether the matrices lose clearly less with their columns multiplied."""
-        return sum(self._lost(name, columns) for name in names) < PAYS * sum(self._lost(name) for name in names)
+    def lost(self, names: tuple[str, ...], columns: torch.Tensor | None) -> float:
+        """What is added to the squares of the matrices' outputs, summed over rows and averaged over tokens."""
+        return sum(self._lost(name, columns) for name in names)
 
-    def _lost(self, name: str, columns: torch.Tensor | None = None) -> float:
-        """What is added to the mean square of a matrix's outputs, its inputs taken as independent."""
-        precision = self.weights.matrices[name].precision
+    def _lost(self, name: str, columns: torch.Tensor | None) -> float:
+        recipe, precision = self.weights.recipe, self.weights.matrices[name].precision
         if precision.bits == 32:
             return 0.0
         weight = self.factors.get(name, Factor()).of(self.weights.float32(name))[::EVERY]
-        inputs = self.mean_squares[name]
+        inputs = self.inputs[name]
         if columns is not None:
-            weight, inputs = weight * columns, inputs / columns.square()
-        off = weight - quantize_weight(weight, precision, inputs).dequantized()
-        return float((off.square() @ inputs).sum())
+            weight, inputs = weight * columns, inputs / columns
+        squares = inputs.square().mean(dim=0)
+        off = weight - quantize_weight(weight, precision, squares).dequantized()
+        of_weights = float((off.square() @ squares).sum())
+        step = quantization_steps(inputs) if recipe.activations == "int8" else torch.zeros(1)
+        of_inputs = float(step.square().mean() / 12 * weight.square().sum())
+        return EVERY * (of_inputs + (CALIBRATED if recipe.quantizer == "gptq" else 1) * of_weights)
 
 
 def channels_of(weights: ModelWeights, stored: int) -> Iterator[Channels]:

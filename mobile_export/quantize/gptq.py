@@ -1,6 +1,6 @@
 """GPTQ: round a matrix column by column, each column's error made good by the columns that are still to come.
 
-In:  float32 weight (out_features, in_features) and the damped second moments of its inputs (in_features, in_features).
+In:  float32 weight (out_features, in_features), and of its inputs the damped second moments (in_features, in_features).
 Out: QuantizedWeight, as clip_search gives it: the same codes' range, scales that bfloat16 holds exactly.
 
 What is made small is sum over inputs x of |W x - Q x|**2, row by row (w - q) H (w - q) with H the second moments.
@@ -8,6 +8,8 @@ Source: GPTQ (arXiv:2210.17323), algorithm 1 with activation order.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -18,8 +20,32 @@ DAMPING = 0.01  # of the mean diagonal, added to it: the paper's
 BLOCK = 64  # columns whose errors are passed on together
 
 
-def gptq(weight: torch.Tensor, hessian: torch.Tensor, precision: Precision) -> QuantizedWeight:
-    """Codes and scales with little error on inputs of these second moments.
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of matrices as GPTQ takes them: what all their rows have in common.
+
+    squares: what each input counts, (in_features,). order: the columns, the most important first.
+    hessian: of the columns in that order. factor: the upper Cholesky factor of its inverse, whose row i says how to spread the
+        error of column i over those after; float32 (in_features, in_features).
+    """
+
+    squares: torch.Tensor
+    order: torch.Tensor
+    hessian: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def of(cls, hessian: torch.Tensor) -> Inputs:
+        """hessian: float64, sum of x x^T over inputs x, as `damped` gives it; symmetric, positive definite."""
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        by_order = hessian[order][:, order]
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(by_order))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+        return cls(hessian.diagonal().float(), order, by_order.float(), factor.float())
+
+
+def gptq(weight: torch.Tensor, inputs: Inputs, precision: Precision) -> QuantizedWeight:
+    """Codes and scales with little error on these inputs; every row by itself.
 
     The scales are chosen first, by the clipping search with every input's mean square for its importance, and stay: so the
     columns can be taken in the order of importance at no cost when the codes are used. A row that comes out worse than
@@ -27,22 +53,18 @@ def gptq(weight: torch.Tensor, hessian: torch.Tensor, precision: Precision) -> Q
 
     Args:
         weight: finite.
-        hessian: float64, sum of x x^T over inputs x, as `damped` gives it; symmetric, positive definite.
         precision: 4 or 8 bits; group_size divides in_features.
     """
-    nearest = quantize_weight(weight, precision, hessian.diagonal().float())
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    nearest = quantize_weight(weight, precision, inputs.squares)
     low, high = code_range(precision)
-    group = precision.group_size or weight.shape[1]
+    order, scales = inputs.order, nearest.scales
 
     # Transposed from here on: a column's values lie side by side, and it is columns that are worked on.
-    wanted, scales = weight.t()[order].contiguous(), nearest.scales
-    by_order = hessian[order][:, order]
-    spread = _spread(scales, group)[order]
-    codes = _first_pass(wanted, spread, _inverse_factor(by_order).float(), low, high)
-    exact = by_order.float()
+    wanted = weight.t()[order].contiguous()
+    spread = scales.t().repeat_interleave(precision.group_size or weight.shape[1], dim=0)[order]
+    codes = _first_pass(wanted, spread, inputs.factor, low, high)
     rounded = nearest.codes.t()[order].float()
-    worse = _errors(wanted - codes * spread, exact) > _errors(wanted - rounded * spread, exact)
+    worse = _errors(wanted - codes * spread, inputs.hessian) > _errors(wanted - rounded * spread, inputs.hessian)
     codes = torch.where(worse, rounded, codes)
     in_place = torch.empty_like(codes)
     in_place[order] = codes
@@ -62,19 +84,9 @@ def damped(moments: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return hessian + torch.diag((DAMPING * mean if mean > 0 else 1) / squares)
 
 
-def _spread(scales: torch.Tensor, group: int) -> torch.Tensor:
-    """Scales (rows, groups) for every column: (columns, rows)."""
-    return scales.t().repeat_interleave(group, dim=0)
-
-
 def _errors(off: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """What each row is off by, (columns, rows), weighed by the hessian: (rows,)."""
     return (off * (hessian @ off)).sum(dim=0)
-
-
-def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """The upper Cholesky factor of the inverse: its row i says how to spread the error of column i over those after."""
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
 
 def _round(values: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
