@@ -1,5 +1,7 @@
 """Calibration of whole models: sampled text, blocks that run several times, every family, and what is kept of it."""
 
+import threading
+
 import pytest
 import torch
 from exported import artifact, checkpoint, manifest, onnx_artifact, weights_of
@@ -11,6 +13,7 @@ from mobile_export.cli import run
 from mobile_export.errors import InputError
 from mobile_export.quantize import calibrated, calibration
 from mobile_export.quantize.activations import quantize_dequantize_rows
+from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.recipe import Calibration, read_recipe
 from mobile_export.quantize.sampling import sample_texts
 from mobile_export.quantize.weights import ModelWeights
@@ -102,13 +105,19 @@ def _log_probability(model, text):
 # --- blocks ----------------------------------------------------------------------------------------------------------
 
 
+def calibrated_of(weights):
+    """The matrices that activations are multiplied with."""
+    kinds = ("blocks", "head", *(["embedding.weight"] if weights.plan.tied else []))
+    return {matrix for matrix in weights.matrices if matrix.startswith(kinds)}
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_matrix_of_every_kind_of_block_is_calibrated_and_it_pays(name):
     """Measured: a half to a tenth of the divergence, on the text it was calibrated on."""
     weights, plain = weights_of(written(name)), weights_of(written(name), "fp32")
     texts = list(sample_texts(plain, 8, 32, silent))
     found, factors = calibrated.calibrate(weights, texts, silent)
-    assert set(found) == {matrix for matrix in weights.matrices if matrix.startswith("blocks.")}
+    assert set(found) == calibrated_of(weights)
     exact, clipped = reference_model(plain, 64), reference_model(weights, 64)
     before = mean_divergence(clipped, exact, texts)
     folded = weights.folded_by(factors)
@@ -127,9 +136,8 @@ def test_a_shared_block_is_quantized_once_for_the_inputs_of_all_its_executions(s
         calibrated, "damped", lambda moments, *rest, real=calibrated.damped: given.append(moments) or real(moments, *rest)
     )
     found, factors = calibrated.calibrate(weights, texts, silent)
-    matrices = [name for name in weights.matrices if name.startswith("blocks.")]
-    assert len(found) == len(matrices)
-    assert len(given) == 4 * len(weights.plan.blocks)  # gate and up have one input
+    assert set(found) == calibrated_of(weights)
+    assert len(given) == 4 * len(weights.plan.blocks) + 1  # gate and up have one input; the head comes last
     order = weights.plan.schedule
     folding = factors.get("blocks.0.attention.qkv.weight")
     columns = torch.ones(64) if folding is None or folding.columns is None else folding.columns
@@ -144,20 +152,14 @@ def _qkv_inputs_of_block_0(weights, text, order, columns):
     """Sum of x x^T over block 0's normed, folded, rounded inputs in a decoder of float32 blocks."""
     plain = ModelWeights(weights.checkpoint, weights.recognised, weights.plan, read_recipe("fp32"))
     total = torch.zeros(64, 64)
-    # An execution right after the first one goes on from the quantized table, the others from the exact stream.
-    for table, counts in (
-        (weights.quantized("embedding.weight").dequantized(), True),
-        (plain.float32("embedding.weight"), False),
-    ):
-        decoder, seen = reference_model(plain, 64), []
-        decoder.embedding = torch.nn.Embedding.from_pretrained(table)
-        decoder.blocks[0].attention.qkv.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0][0]))
-        reference_logits(decoder, text.tolist())
-        at_once = next((i for i, stored in enumerate(order) if stored != 0), len(order))
-        for x in seen[:at_once] if counts else seen[at_once:]:
-            # What was looked ahead to was rounded before it was folded: the factors come later.
-            rounded = quantize_dequantize_rows(x / columns) if counts else quantize_dequantize_rows(x) / columns
-            total += rounded.t() @ rounded
+    decoder, seen = reference_model(plain, 64), []
+    decoder.blocks[0].attention.qkv.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    reference_logits(decoder, text.tolist())
+    at_once = next((i for i, stored in enumerate(order) if stored != 0), len(order))
+    for i, x in enumerate(seen):
+        # What was looked ahead to was rounded before it was folded: the factors come later.
+        rounded = quantize_dequantize_rows(x / columns) if i < at_once else quantize_dequantize_rows(x) / columns
+        total += rounded.t() @ rounded
     return total
 
 
@@ -174,11 +176,58 @@ def test_inputs_come_from_blocks_that_are_quantized_already(monkeypatch):
     monkeypatch.setattr(calibrated, "gptq", crossed_out)
     monkeypatch.setattr(calibrated, "damped", lambda moments, columns: given.append(moments) or damped(moments, columns))
     factors = calibrated.calibrate(weights, texts, silent)[1]
-    table = weights.quantized("embedding.weight").dequantized()
+    table = weights.float32("embedding.weight")  # tied: it is rounded last
     norm = weights.folded_by(factors).float32("blocks.1.attention.norm.weight")
     x = table[torch.cat(texts)]
     x = quantize_dequantize_rows(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * norm)
     assert torch.allclose(given[4], x.t() @ x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_calibrated_for_what_the_quantized_blocks_give_it(tied, monkeypatch):
+    weights, given = weights_of(checkpoint(blocks=2, tied=tied), "w4-all"), []
+    texts = list(sample_texts(weights_of(checkpoint(blocks=2, tied=tied), "fp32"), 4, 32, silent))
+    damped = calibrated.damped
+    monkeypatch.setattr(calibrated, "damped", lambda moments, columns: given.append(moments) or damped(moments, columns))
+    found, factors = calibrated.calibrate(weights, texts, silent)
+    name = "embedding.weight" if tied else "head.linear.weight"
+    assert list(found)[-1] == name
+    folded = weights.folded_by(factors)
+    folded.quantized = lambda name, other=weights.quantized: found[name] if name.startswith("blocks.") else other(name)
+    decoder, seen = reference_model(folded, 64), []
+    if tied:
+        decoder.embedding = torch.nn.Embedding.from_pretrained(weights.float32(name))
+    decoder.head.linear.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
+    for text in texts:
+        reference_logits(decoder, text.tolist())
+    x = quantize_dequantize_rows(torch.cat(seen))
+    assert torch.allclose(given[-1], x.t() @ x, rtol=1e-3, atol=1e-2)
+    clipped = quantize_weight(weights.float32(name), weights.matrices[name].precision)
+    off = [(x @ (rounded.dequantized() - weights.float32(name)).t()).square().mean() for rounded in (found[name], clipped)]
+    assert off[0] < 0.6 * off[1]
+
+
+def test_only_matrices_no_wider_than_the_stream_aim_at_the_exact_one(monkeypatch):
+    """And an error while the texts wait leaves none of their threads behind."""
+    weights, fitted, threads = weights_of(checkpoint(blocks=2)), [], threading.active_count()
+    texts = list(sample_texts(weights_of(checkpoint(blocks=2), "fp32"), 4, 32, silent))
+    real = calibrated.fitted
+    monkeypatch.setattr(calibrated, "fitted", lambda weight, *rest: fitted.append(weight.shape[1]) or real(weight, *rest))
+    found, _ = calibrated.calibrate(weights, texts, silent)
+    hidden = weights.recognised.spec.hidden_size
+    assert set(fitted) == {hidden}
+    assert len(fitted) == len(found) - 3  # the down projections, and the table
+    assert threading.active_count() == threads
+    monkeypatch.setattr(calibrated, "gptq", None)
+    with pytest.raises(TypeError):
+        calibrated.calibrate(weights, texts, silent)
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("columns", [64, 384, 385, 1000])
+def test_sums_of_products_are_the_same_in_parts(columns):
+    x = torch.randn(50, columns, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(calibrated._gram(x), x.t() @ x, rtol=1e-5, atol=1e-4)
 
 
 def test_activations_beyond_float32_are_refused(tmp_path):
@@ -301,8 +350,8 @@ def test_an_artifact_says_what_it_was_calibrated_with_and_verifies_again(small, 
     out = onnx_artifact(source, "--recipe", small, *text)
     facts = manifest(out)["calibration"]
     assert (facts["text"], facts["tokens"]) == ("notes.txt", 256)
-    assert facts["left"] == ["embedding.weight", "head.linear.weight"]
-    said = "Calibrated on 256 tokens of `notes.txt`; rounded without it: `embedding.weight`, `head.linear.weight`."
+    assert facts["left"] == ["embedding.weight"]
+    said = "Calibrated on 256 tokens of `notes.txt`; rounded without it: `embedding.weight`."
     assert said in (out / "README.md").read_text()
     assert run(["verify", str(out), "--against", str(source), *text]) == 0
     assert fails("verify", out, "--against", source) == (

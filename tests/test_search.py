@@ -101,7 +101,8 @@ def test_a_calibrated_matrix_is_measured_by_itself_in_the_folded_model(model, sc
     monkeypatch.setattr(sensitivity, "calibrate_apart", lambda *given: made.append(real(*given)) or made[0])
     found = {s.name: s.kl for s in sensitivities(weights, HEARD, HEARD, silent)}
     (calibrated, factors) = made[0]
-    assert set(calibrated) == {name for name in found if name.startswith("blocks.")}
+    multiplied = ("blocks.", "head.", *(["embedding."] if weights.plan.tied else []))
+    assert set(calibrated) == {name for name in found if name.startswith(multiplied)}
     base = log_probabilities(weights.folded_by(factors), HEARD)
     for name in [*calibrated][-5:]:
         changed = at_4_bits(weights, name).folded_by(factors)
@@ -120,7 +121,7 @@ def test_a_shared_block_is_calibrated_for_the_inputs_of_all_its_executions(sched
     monkeypatch.setattr(
         calibrated_apart,
         "gptq",
-        lambda w, hessian, precision: given.setdefault(w.shape, hessian) is None or real(w, hessian, precision),
+        lambda w, inputs, precision: given.setdefault(w.shape, inputs) is None or real(w, inputs, precision),
     )
     with ThreadPoolExecutor(1) as pool:
         _, factors = calibrate_apart(weights, [f"blocks.0.{name}.weight" for name in MATRICES], TEXTS, pool, silent)
@@ -132,8 +133,9 @@ def test_a_shared_block_is_calibrated_for_the_inputs_of_all_its_executions(sched
     columns = factors.get("blocks.0.attention.qkv.weight", Factor()).columns
     columns = torch.ones(64) if columns is None else columns
     x = torch.cat(seen) / columns
-    wanted = damped(x.t() @ x, columns)
-    assert torch.allclose(given[weights.shape("blocks.0.attention.qkv.weight")], wanted, rtol=1e-4, atol=1e-3)
+    inputs = given[weights.shape("blocks.0.attention.qkv.weight")]
+    wanted = damped(x.t() @ x, columns)[inputs.order][:, inputs.order].float()
+    assert torch.allclose(inputs.hessian, wanted, rtol=1e-4, atol=1e-3)
 
 
 def check_cost(found, base, changed):

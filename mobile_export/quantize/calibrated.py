@@ -8,6 +8,9 @@ this text as well (QEP, arXiv:2504.09629). Those with more inputs than the strea
 entries then than the text can tell. Matrices of a block that share an input are quantized together, and what follows them
 sees the result.
 
+The head comes last, for what the quantized blocks give it. A table that is tied to it is rounded for the head: what it costs
+there is ten times what it costs where rows are looked up (decision 0018), and the found stream begins with rows in float32.
+
 Before a block is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32. Then both
 streams go through it side by side, every text by itself, and all wait (paused.py) in front of what is being quantized.
 
@@ -25,7 +28,8 @@ import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,6 +53,7 @@ Heard = dict[str, Stream]  # first matrix of a stage -> its input in every text,
 
 PROPAGATION = 0.5  # of the change that would make good all that came before, on this text
 TEXTS = 8  # whose sums are taken at a time
+ROWS = 2048  # of a matrix rounded at a time
 PART = 384  # columns of a product with itself worked out at a time
 
 
@@ -133,7 +138,8 @@ class _Walk:
         exact = self.executions.embedded(texts, tables(EMBEDDING))
         self._look_ahead(exact)
         table = self.weights.matrices[EMBEDDING]
-        found = exact if table.precision.bits == 32 else self.executions.embedded(texts, _rounded_table(self.weights))
+        as_it_is = table.precision.bits == 32 or self.weights.plan.tied  # a tied one is not rounded yet
+        found = exact if as_it_is else self.executions.embedded(texts, _rounded_table(self.weights))
         settled: set[int] = set()
         for slot, stored in enumerate(self.schedule):
             if stored not in settled:
@@ -143,6 +149,7 @@ class _Walk:
                 continue
             exact = self.executions.run(self._exact_block(stored), slot, exact)
             found = self.executions.run(pieces.stored_block(self.folded, stored, self._linear), slot, found)
+        self._settle_head(found)
 
     def _settle(self, slot: int, exact: Stream, found: Stream) -> tuple[Stream, Stream]:
         """Quantize every stage of a block that is about to run for the first time; gives both streams after it."""
@@ -151,27 +158,38 @@ class _Walk:
         at_once = [slot]  # this execution and those that follow without another block between
         while at_once[-1] + 1 < len(self.schedule) and self.schedule[at_once[-1] + 1] == stored:
             at_once.append(at_once[-1] + 1)
-        stages = _stages(self.executions, block, slot, found[:1])
+        stages = _stages(block, self.executions.through(block, slot), found[0])
         firsts = [stage[0] for stage in stages]
         before_exact, before = (self._before(block, at_once, stream) for stream in (exact, found))
         some = [stream[:: self.every] for stream in before_exact]
         self._fold(stored, stages, self.executions.heard(block, at_once, some, firsts)[0])
         aimed = [part for part in firsts if self._is_aimed(_weight(stored, part))]
-        wanted, after = self.executions.heard(block, at_once, before_exact, aimed)
-        places: dict[str, _Place] = {}
-        waiting = {_weight(stored, part) for part in firsts}
+        wanted, after_exact = self.executions.heard(block, at_once, before_exact, aimed)
+        named = [[_weight(stored, part) for part in stage] for stage in stages]
+        places = _Places(stage[0] for stage in named)
+        settling = pieces.stored_block(self.folded, stored, places.place)
+        runs = [
+            functools.partial(self.executions.through(settling, at), x)
+            for at, xs in zip(at_once, before, strict=True)
+            for x in xs
+        ]
+        with _waiting(self.executions.pool, runs) as go_on:
+            for stage, first in zip(named, firsts, strict=True):
+                self._settle_stage(stage, places, go_on(), wanted.pop(first, None))
+            after = [room.copy_(x) for room, x in zip(room_like(found), go_on(), strict=False)]
+        return after_exact, after
 
-        def place(name: str, bias: torch.Tensor | None) -> nn.Module:
-            return places.setdefault(name, _Place(bias, waits=name in waiting))
-
-        settling = pieces.stored_block(self.folded, stored, place)
-        with self.executions.waiting(settling, at_once, before) as go_on:
+    def _settle_head(self, found: Stream) -> None:
+        """Quantize what the head multiplies with, for what reaches it."""
+        head = pieces.head(self.weights, pieces.float_linears(self.weights))
+        stages = [
+            [self.weights.source_of(f"head.{part}.weight") for part in stage] for stage in _stages(head, head, found[0][:, :1])
+        ]
+        places = _Places(stage[0] for stage in stages)
+        settling = pieces.head(self.weights, places.place)
+        with _waiting(self.executions.pool, [functools.partial(settling, x) for x in found]) as go_on:
             for stage in stages:
-                names = [_weight(stored, part) for part in stage]
-                self._settle_stage(names, go_on(), wanted.pop(stage[0], None))
-                for name in names:
-                    places[name].settled = self._linear(name, places[name].bias)
-            return after, go_on()[: len(found)]
+                self._settle_stage(stage, places, go_on(), None)
 
     def _exact_block(self, stored: int) -> nn.Module:
         return pieces.stored_block(self.weights, stored, pieces.float_linears(self.weights))
@@ -187,22 +205,27 @@ class _Walk:
         """Whether a matrix aims at the exact stream's output: see the module."""
         return self.weights.shape(name)[1] <= self.weights.recognised.spec.hidden_size
 
-    def _settle_stage(self, names: Sequence[str], found: Stream, exact: Stream | None) -> None:
+    def _settle_stage(self, stage: Sequence[str], places: _Places, found: Stream, exact: Stream | None) -> None:
         """Quantize matrices that share an input: [T, in_features] for every text and execution, on both streams."""
-        ahead = self.ahead.pop(names[0], None)
-        names = [name for name in names if self.weights.matrices[name].precision.bits < 32]
+        self._quantize([name for name in stage if self.weights.matrices[name].precision.bits < 32], found, exact)
+        for name in stage:
+            places.settle(name, self._linear)
+
+    def _quantize(self, names: Sequence[str], found: Stream, exact: Stream | None) -> None:
         if not names:
             return
         columns = self._columns(names[0])
         moments = self._moments(found, exact, columns)
-        moments = ahead.divided(columns) + moments if ahead else moments
+        if names[0] in self.ahead:
+            moments = self.ahead.pop(names[0]).divided(columns) + moments
         self._check_finite(names[0], moments)
         hessian = damped(moments.hessian, columns)
         inputs = Inputs.of(hessian)
         for name in names:
             weight, precision = self.folded.float32(name), self.weights.matrices[name].precision
             target = weight if moments.shift is None else fitted(weight, hessian, moments.shift)
-            parts = self.executions.pool.map(lambda rows, p=precision: gptq(rows, inputs, p), target.chunk(WORKERS))
+            rows = min(ROWS, -(-len(target) // WORKERS))
+            parts = self.executions.pool.map(lambda some, p=precision: gptq(some, inputs, p), target.split(rows))
             self.found[name] = _joined(list(parts))
 
     def _look_ahead(self, stream: Stream) -> None:
@@ -214,7 +237,7 @@ class _Walk:
             if slot not in again:
                 stream = self.executions.run(block, slot, stream)
                 continue
-            stages = _stages(self.executions, block, slot, stream[:1])
+            stages = _stages(block, self.executions.through(block, slot), stream[0])
             heard, stream = self.executions.heard(block, [slot], [stream], [stage[0] for stage in stages])
             for part, inputs in heard.items():
                 name = _weight(schedule[slot], part)
@@ -271,6 +294,33 @@ class _Place(nn.Module):
         return cast("torch.Tensor", self.settled(x))
 
 
+class _Places:
+    """The places of a block's matrices. Executions wait in front of some: the first of each stage."""
+
+    def __init__(self, waiting: Iterable[str]) -> None:
+        self.waiting, self._places = frozenset(waiting), dict[str, _Place]()
+
+    def place(self, name: str, bias: torch.Tensor | None) -> nn.Module:
+        """A new place, as pieces.Linears."""
+        return self._places.setdefault(name, _Place(bias, waits=name in self.waiting))
+
+    def settle(self, name: str, linear: pieces.Linears) -> None:
+        """Put what multiplies with a matrix in its place."""
+        place = self._places[name]
+        place.settled = linear(name, place.bias)
+
+
+@contextlib.contextmanager
+def _waiting(pool: Executor, runs: Sequence[Callable[[], torch.Tensor]]) -> Iterator[Callable[[], Stream]]:
+    """Functions that pause on their way. Gives what lets all go on to the next stop; it returns what each hands out there."""
+    many = [Paused(run) for run in runs]
+    try:
+        yield lambda: list(pool.map(Paused.resume, many))
+    finally:
+        for one in many:
+            one.abandon()
+
+
 class _SettledLinear(nn.Module):
     """y = W round(x) + b, W of codes and scales."""
 
@@ -318,33 +368,12 @@ class _Executions(Executions):
                 heard[name] = heard.get(name, []) + given[name]
         return heard, afters[0]
 
-    @contextlib.contextmanager
-    def waiting(self, block: nn.Module, slots: Sequence[int], streams: Sequence[Stream]) -> Iterator[Callable[[], Stream]]:
-        """Executions of a block that pause on their way, every text's by itself.
 
-        Gives what lets all of them go on: it returns what each hands out next, or its stream after the block.
-        """
-
-        def execution(through: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-            return after.copy_(through(x))
-
-        texts = [
-            Paused(functools.partial(execution, self.through(block, slot), x, after))
-            for slot, stream in zip(slots, streams, strict=True)
-            for x, after in zip(stream, room_like(stream), strict=True)
-        ]
-        try:
-            yield lambda: list(self.pool.map(Paused.resume, texts))
-        finally:
-            for text in texts:
-                text.abandon()
-
-
-def _stages(executions: _Executions, block: nn.Module, slot: int, stream: Stream) -> Stages:
+def _stages(block: nn.Module, execution: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Stages:
     """A block's Linears in the order they are called, those that are handed the same tensor together."""
     calls: list[tuple[str, torch.Tensor]] = []
     with _listening(block, _linears_of(block), lambda name, x: calls.append((name, x))):
-        executions.run(block, slot, stream)
+        execution(x)
     stages: list[list[str]] = []
     given: torch.Tensor | None = None
     for name, x in calls:

@@ -1,4 +1,4 @@
-"""Every matrix of the blocks at 4 bits by GPTQ, as if it alone were quantized: for the inputs it gets in the float32 model.
+"""Every matrix of blocks and head at 4 bits by GPTQ, as if it alone were quantized: for the inputs it gets in float32.
 
 Beside calibrated.py, which quantizes a model as a whole and makes good in each matrix what was lost before it, this says what a
 matrix costs by itself. Blocks are folded alike. In memory at a time: one block and the second moments of its inputs; those of
@@ -29,7 +29,7 @@ from mobile_export.quantize.weights import ModelWeights
 def calibrate_apart(
     weights: ModelWeights, asked: Sequence[str], texts: Sequence[torch.Tensor], pool: Executor, say: Callable[[str], None]
 ) -> tuple[dict[str, QuantizedWeight], dict[str, Factor]]:
-    """Codes and scales of those of the asked matrices that lie in blocks, and what folds all weights of the blocks.
+    """Codes and scales of those of the asked matrices that the blocks or the head multiply with, and what folds the blocks.
 
     Args:
         weights: under a recipe that is not calibrated.
@@ -70,6 +70,13 @@ def calibrate_apart(
         factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()})
         named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
+    head, inputs = pieces.head(weights, linears), dict[str, _Inputs]()
+    with _listening(head, "head.", inputs, len(texts)):
+        for x in stream:
+            head(x)
+    for place, given in inputs.items():
+        if (name := weights.source_of(place)) in asked:
+            found[name] = rounded(name, given.moments)
     return found, factors
 
 

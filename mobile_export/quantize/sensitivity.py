@@ -31,7 +31,7 @@ from mobile_export.quantize.mixed import EIGHT, FOUR
 from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
 from mobile_export.quantize.weights import ModelWeights
 
-ALGORITHM = 2  # of measuring: a change makes worthless what was kept
+ALGORITHM = 3  # of measuring: a change makes worthless what was kept
 FROM_TOKENS = -1  # in a slot's place: the token table and what follows it change
 
 
