@@ -70,10 +70,11 @@ def test_the_packaged_recipes_are_these():
             "w4-gptq", "w4, the linears calibrated by GPTQ", W4, W8, W8, quantizer="gptq", calibration=Calibration(112, 256)
         ),
         "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
+        "w8-gptq": Recipe("w8-gptq", "w8, calibrated by GPTQ", W8, W8, W8, quantizer="gptq", calibration=Calibration(32, 256)),
     }
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-gptq", "w8"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-gptq", "w8", "w8-gptq"])
 def test_a_recipe_goes_through_the_manifest_unchanged(name):
     recipe = read_recipe(name)
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -116,7 +116,7 @@ class _Rounded:
         return sum(self._lost(name, columns) for name in names)
 
     def _lost(self, name: str, columns: torch.Tensor | None) -> float:
-        recipe, precision = self.weights.recipe, self.weights.matrices[name].precision
+        precision = self.weights.matrices[name].precision
         if precision.bits == 32:
             return 0.0
         weight = self.factors.get(name, Factor()).of(self.weights.float32(name))[::EVERY]
@@ -126,9 +126,9 @@ class _Rounded:
         squares = inputs.square().mean(dim=0)
         off = weight - quantize_weight(weight, precision, squares).dequantized()
         of_weights = float((off.square() @ squares).sum())
-        step = quantization_steps(inputs) if recipe.activations == "int8" else torch.zeros(1)
+        step = quantization_steps(inputs) if self.weights.recipe.activations == "int8" else torch.zeros(1)
         of_inputs = float(step.square().mean() / 12 * weight.square().sum())
-        return EVERY * (of_inputs + (CALIBRATED if recipe.quantizer == "gptq" else 1) * of_weights)
+        return EVERY * (of_inputs + CALIBRATED * of_weights)
 
 
 def channels_of(weights: ModelWeights, stored: int) -> Iterator[Channels]:

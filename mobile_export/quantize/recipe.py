@@ -97,8 +97,8 @@ class Recipe:
 
     linear: every matrix in the blocks. embedding: the token table, and the head where the two are tied.
     head: a head of its own. activations: int8 per token at run time, or float32.
-    quantizer: "clip": each matrix by itself (clip_search.py); "gptq": those in the blocks for the inputs they get (gptq.py),
-        on as much text as `calibration` says.
+    quantizer: "clip": each matrix by itself (clip_search.py); "gptq": those of blocks and head for the inputs they get
+        (gptq.py), on as much text as `calibration` says.
     own_codes: a matrix that was trained to have codes is stored at their precision, whatever the recipe says of others.
     """
 
