@@ -1,6 +1,9 @@
 """Functions that pause: what they hand out, how they end, and that none is left behind."""
 
+import functools
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -81,3 +84,25 @@ def test_operators_run_on_one_thread_while_it_is_on_its_way():
     paused = Paused(lambda: torch.tensor(torch.get_num_threads()))
     assert paused.resume().item() == 1
     paused.abandon()
+
+
+def test_what_it_held_is_freed_when_it_is_abandoned_and_not_when_garbage_is_collected():
+    given, returned = torch.zeros(3), []
+
+    def function(x):
+        pause(x + 1)
+        returned.append(weakref.ref(made := x + 2))
+        return made
+
+    paused = Paused(functools.partial(function, given))
+    held = weakref.ref(given)
+    gc.disable()
+    try:
+        paused.resume()
+        paused.resume()
+        paused.abandon()
+        del given
+        assert held() is None
+        assert returned[0]() is None
+    finally:
+        gc.enable()

@@ -83,11 +83,13 @@ class FeedForward(nn.Module):
         self.down_norm: nn.Module | None = None if self.placement == "pre" else stream_norm(spec)
 
     def forward(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        mixed = self.o(attended.reshape(1, -1, self.attended_size))
         if self.parallel:
-            return x + mixed + self._feed(self.norm(x))
-        x = self._add(x, mixed, self.o_norm)
+            return x + self._mixed(attended) + self._feed(self.norm(x))
+        x = self._add(x, self._mixed(attended), self.o_norm)
         return self._add(x, self._feed(self.norm(x)), self.down_norm)
+
+    def _mixed(self, attended: torch.Tensor) -> torch.Tensor:
+        return self.o(attended.reshape(1, -1, self.attended_size))
 
     def _feed(self, y: torch.Tensor) -> torch.Tensor:
         if self.gate is None:

@@ -24,12 +24,10 @@ In memory at a time: one block in float32, both streams, and what each text hold
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,11 +41,10 @@ from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import WORKERS, Executions, Stream, room_like, side_by_side
 from mobile_export.quantize.fold import Factor, fold, one_in
 from mobile_export.quantize.gptq import Inputs, damped, gptq
-from mobile_export.quantize.paused import Paused, pause
 from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.staged import Places, Stages, listening, stages_of, waiting
 from mobile_export.quantize.weights import ModelWeights
 
-Stages = tuple[tuple[str, ...], ...]  # a block's matrices, those of one input together, in the order they are reached
 Matrices = dict[str, QuantizedWeight]
 Heard = dict[str, Stream]  # first matrix of a stage -> its input in every text, [T, in_features]
 
@@ -128,12 +125,11 @@ class _Walk:
         self.found: Matrices = {}
         self.factors: dict[str, Factor] = {}
         self.folded = weights.folded_by(self.factors)  # it sees each block's as they are found
-        self.every = 1  # text of how many blocks are folded by
         self.ahead: dict[str, Moments] = {}  # first matrix of a stage -> sums of executions looked ahead to
 
     def through(self, texts: Sequence[torch.Tensor]) -> None:
         """Quantize every block in the order of its first execution."""
-        self.every = one_in(texts)
+        every = one_in(texts)
         tables = pieces.float_tables(self.weights)
         exact = self.executions.embedded(texts, tables(EMBEDDING))
         self._look_ahead(exact)
@@ -145,35 +141,38 @@ class _Walk:
             if stored not in settled:
                 settled.add(stored)
                 self.say(f"calibrating block {len(settled)} of {len(self.weights.plan.blocks)}")
-                exact, found = self._settle(slot, exact, found)
+                exact, found = self._settle(slot, exact, found, every)
                 continue
             exact = self.executions.run(self._exact_block(stored), slot, exact)
             found = self.executions.run(pieces.stored_block(self.folded, stored, self._linear), slot, found)
         self._settle_head(found)
 
-    def _settle(self, slot: int, exact: Stream, found: Stream) -> tuple[Stream, Stream]:
-        """Quantize every stage of a block that is about to run for the first time; gives both streams after it."""
+    def _settle(self, slot: int, exact: Stream, found: Stream, every: int) -> tuple[Stream, Stream]:
+        """Quantize every stage of a block that is about to run for the first time; gives both streams after it.
+
+        every: of how many texts one is folded by.
+        """
         stored = self.schedule[slot]
         block = self._exact_block(stored)
         at_once = [slot]  # this execution and those that follow without another block between
         while at_once[-1] + 1 < len(self.schedule) and self.schedule[at_once[-1] + 1] == stored:
             at_once.append(at_once[-1] + 1)
-        stages = _stages(block, self.executions.through(block, slot), found[0])
+        stages = stages_of(block, self.executions.through(block, slot), found[0])
         firsts = [stage[0] for stage in stages]
         before_exact, before = (self._before(block, at_once, stream) for stream in (exact, found))
-        some = [stream[:: self.every] for stream in before_exact]
+        some = [stream[::every] for stream in before_exact]
         self._fold(stored, stages, self.executions.heard(block, at_once, some, firsts)[0])
         aimed = [part for part in firsts if self._is_aimed(_weight(stored, part))]
         wanted, after_exact = self.executions.heard(block, at_once, before_exact, aimed)
         named = [[_weight(stored, part) for part in stage] for stage in stages]
-        places = _Places(stage[0] for stage in named)
+        places = Places(stage[0] for stage in named)
         settling = pieces.stored_block(self.folded, stored, places.place)
         runs = [
             functools.partial(self.executions.through(settling, at), x)
             for at, xs in zip(at_once, before, strict=True)
             for x in xs
         ]
-        with _waiting(self.executions.pool, runs) as go_on:
+        with waiting(self.executions.pool, runs) as go_on:
             for stage, first in zip(named, firsts, strict=True):
                 self._settle_stage(stage, places, go_on(), wanted.pop(first, None))
             after = [room.copy_(x) for room, x in zip(room_like(found), go_on(), strict=False)]
@@ -183,11 +182,12 @@ class _Walk:
         """Quantize what the head multiplies with, for what reaches it."""
         head = pieces.head(self.weights, pieces.float_linears(self.weights))
         stages = [
-            [self.weights.source_of(f"head.{part}.weight") for part in stage] for stage in _stages(head, head, found[0][:, :1])
+            [self.weights.source_of(f"head.{part}.weight") for part in stage]
+            for stage in stages_of(head, head, found[0][:, :1])
         ]
-        places = _Places(stage[0] for stage in stages)
+        places = Places(stage[0] for stage in stages)
         settling = pieces.head(self.weights, places.place)
-        with _waiting(self.executions.pool, [functools.partial(settling, x) for x in found]) as go_on:
+        with waiting(self.executions.pool, [functools.partial(settling, x) for x in found]) as go_on:
             for stage in stages:
                 self._settle_stage(stage, places, go_on(), None)
 
@@ -205,7 +205,7 @@ class _Walk:
         """Whether a matrix aims at the exact stream's output: see the module."""
         return self.weights.shape(name)[1] <= self.weights.recognised.spec.hidden_size
 
-    def _settle_stage(self, stage: Sequence[str], places: _Places, found: Stream, exact: Stream | None) -> None:
+    def _settle_stage(self, stage: Sequence[str], places: Places, found: Stream, exact: Stream | None) -> None:
         """Quantize matrices that share an input: [T, in_features] for every text and execution, on both streams."""
         self._quantize([name for name in stage if self.weights.matrices[name].precision.bits < 32], found, exact)
         for name in stage:
@@ -237,7 +237,7 @@ class _Walk:
             if slot not in again:
                 stream = self.executions.run(block, slot, stream)
                 continue
-            stages = _stages(block, self.executions.through(block, slot), stream[0])
+            stages = stages_of(block, self.executions.through(block, slot), stream[0])
             heard, stream = self.executions.heard(block, [slot], [stream], [stage[0] for stage in stages])
             for part, inputs in heard.items():
                 name = _weight(schedule[slot], part)
@@ -274,51 +274,6 @@ class _Walk:
         if not all(sums.isfinite().all() for sums in (moments.hessian, moments.shift) if sums is not None):
             what = "its inputs go beyond float32 on the calibration text"
             raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4")
-
-
-class _Place(nn.Module):
-    """Where a matrix stands in a block that is being quantized; executions may wait in front of it."""
-
-    bias: torch.Tensor | None
-
-    def __init__(self, bias: torch.Tensor | None, *, waits: bool) -> None:
-        super().__init__()
-        self.register_buffer("bias", bias)
-        self.waits = waits
-        self.settled: nn.Module | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.waits:
-            pause(x.flatten(0, -2))
-        assert self.settled is not None, "run before its matrix is there"
-        return cast("torch.Tensor", self.settled(x))
-
-
-class _Places:
-    """The places of a block's matrices. Executions wait in front of some: the first of each stage."""
-
-    def __init__(self, waiting: Iterable[str]) -> None:
-        self.waiting, self._places = frozenset(waiting), dict[str, _Place]()
-
-    def place(self, name: str, bias: torch.Tensor | None) -> nn.Module:
-        """A new place, as pieces.Linears."""
-        return self._places.setdefault(name, _Place(bias, waits=name in self.waiting))
-
-    def settle(self, name: str, linear: pieces.Linears) -> None:
-        """Put what multiplies with a matrix in its place."""
-        place = self._places[name]
-        place.settled = linear(name, place.bias)
-
-
-@contextlib.contextmanager
-def _waiting(pool: Executor, runs: Sequence[Callable[[], torch.Tensor]]) -> Iterator[Callable[[], Stream]]:
-    """Functions that pause on their way. Gives what lets all go on to the next stop; it returns what each hands out there."""
-    many = [Paused(run) for run in runs]
-    try:
-        yield lambda: list(pool.map(Paused.resume, many))
-    finally:
-        for one in many:
-            one.abandon()
 
 
 class _SettledLinear(nn.Module):
@@ -362,44 +317,11 @@ class _Executions(Executions):
             through = self.through(block, slot)
             afters.append(room_like(stream))
             given = {name: [room[0] for room in room_like(stream, _inputs_of(block, name))] for name in names}
-            with _listening(block, names, hear):
+            with listening(block, names, hear):
                 list(self.pool.map(one, stream, range(len(stream)), afters[-1]))
             for name in names:
                 heard[name] = heard.get(name, []) + given[name]
         return heard, afters[0]
-
-
-def _stages(block: nn.Module, execution: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> Stages:
-    """A block's Linears in the order they are called, those that are handed the same tensor together."""
-    calls: list[tuple[str, torch.Tensor]] = []
-    with _listening(block, _linears_of(block), lambda name, x: calls.append((name, x))):
-        execution(x)
-    stages: list[list[str]] = []
-    given: torch.Tensor | None = None
-    for name, x in calls:
-        if x is given:
-            stages[-1].append(name)
-        else:
-            stages.append([name])
-        given = x
-    return tuple(tuple(stage) for stage in stages)
-
-
-class _listening:
-    """While entered, `hear` is told the name and the input of each named module that is called."""
-
-    def __init__(self, block: nn.Module, names: Sequence[str], hear: Callable[[str, torch.Tensor], None]) -> None:
-        self.block, self.names, self.hear = block, names, hear
-
-    def __enter__(self) -> None:
-        self.hooks = [
-            self.block.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: self.hear(name, given[0]))
-            for name in self.names
-        ]
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
 
 
 def _inputs_of(block: nn.Module, name: str) -> int:
@@ -409,10 +331,6 @@ def _inputs_of(block: nn.Module, name: str) -> int:
 def _weight(stored: int, part: str) -> str:
     """The name of a matrix of a stored block."""
     return f"blocks.{stored}.{part}.weight"
-
-
-def _linears_of(block: nn.Module) -> list[str]:
-    return [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
 
 
 def _follows(schedule: Sequence[int], slot: int) -> bool:

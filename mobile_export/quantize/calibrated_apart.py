@@ -7,9 +7,8 @@ every block that is still to run again, where shared blocks do not follow at onc
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 import torch
@@ -23,6 +22,7 @@ from mobile_export.quantize.fold import Factor, fold, one_in
 from mobile_export.quantize.gptq import Inputs, damped, gptq
 from mobile_export.quantize.mixed import FOUR, mixed_recipe
 from mobile_export.quantize.recipe import EMBEDDING
+from mobile_export.quantize.staged import linears_of, listening
 from mobile_export.quantize.weights import ModelWeights
 
 
@@ -58,7 +58,7 @@ def calibrate_apart(
         say(f"calibrating block {stored + 1} of {len(weights.plan.blocks)} by itself")
         block = pieces.stored_block(weights, stored, linears)
         inputs = heard.setdefault(stored, {})
-        with _listening(block, f"blocks.{stored}.", inputs, one_in(texts)):
+        with _hearing(block, f"blocks.{stored}.", inputs, one_in(texts)):
             stream = [executions.through(block, slot)(x) for x in stream]
         to_run[stored] -= 1
         if to_run[stored]:
@@ -71,7 +71,7 @@ def calibrate_apart(
         named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     head, inputs = pieces.head(weights, linears), dict[str, _Inputs]()
-    with _listening(head, "head.", inputs, len(texts)):
+    with _hearing(head, "head.", inputs, len(texts)):
         for x in stream:
             head(x)
     for place, given in inputs.items():
@@ -98,21 +98,11 @@ class _Inputs:
         self._texts += 1
 
 
-@contextlib.contextmanager
-def _listening(block: nn.Module, prefix: str, inputs: dict[str, _Inputs], every: int) -> Iterator[None]:
+def _hearing(block: nn.Module, prefix: str, inputs: dict[str, _Inputs], every: int) -> listening:
     """While entered, what a block's matrices are given is added to `inputs`, by weight; whole of one text in `every`."""
 
-    def hear(name: str, given: torch.Tensor) -> None:
+    def hear(part: str, given: torch.Tensor) -> None:
         x = given.flatten(0, -2)
-        inputs.setdefault(name, _Inputs(x.shape[1], every)).add(x)
+        inputs.setdefault(f"{prefix}{part}.weight", _Inputs(x.shape[1], every)).add(x)
 
-    linears = [(name, module) for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, given, name=f"{prefix}{name}.weight": hear(name, given[0]))
-        for name, module in linears
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return listening(block, linears_of(block), hear)

@@ -20,7 +20,8 @@ class Paused:
     """A function in a thread of its own, begun at the first `resume`."""
 
     def __init__(self, function: Callable[[], torch.Tensor]) -> None:
-        self._function, self._abandoned = function, False
+        self._function: Callable[[], torch.Tensor] | None = function
+        self._abandoned = False
         self._thread = ThreadPoolExecutor(1, initializer=self._enter)
         self._turn, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._reached: torch.Tensor | None = None
@@ -28,12 +29,14 @@ class Paused:
 
     def resume(self) -> torch.Tensor:
         """Go on to the next `pause`, and give what was handed out there; after the last one, what the function returns."""
-        if self._returned is None:
-            self._returned = self._thread.submit(self._function)
+        if self._function is not None:
+            function, self._function = self._function, None
+            self._returned = self._thread.submit(function)
             self._returned.add_done_callback(lambda _: self._stopped.release())
         else:
             self._turn.release()
         self._stopped.acquire()
+        assert self._returned is not None
         if self._returned.done():
             return self._returned.result()
         reached, self._reached = self._reached, None
@@ -41,10 +44,11 @@ class Paused:
         return reached
 
     def abandon(self) -> None:
-        """End it where it stands, if it has not ended."""
+        """End it where it stands, if it has not ended, and let go of what it held."""
         self._abandoned = True
         self._turn.release()
         self._thread.shutdown()
+        self._function = self._returned = self._reached = None  # its thread's executor keeps it till garbage is collected
 
     def _enter(self) -> None:
         _own.running = self
