@@ -212,7 +212,7 @@ class _Walk:
     def _check_finite(self, name: str, moments: Moments) -> None:
         if not (moments.hessian.isfinite().all() and moments.shift.isfinite().all()):
             what = "its inputs go beyond float32 on the calibration text"
-            raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4")
+            raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4-fast")
 
 
 class _SettledLinear(nn.Module):
