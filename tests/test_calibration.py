@@ -1,9 +1,5 @@
 """Calibration of whole models: sampled text, blocks that run several times, every family, and what is kept of it."""
 
-import json
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
 from exported import artifact, checkpoint, manifest, onnx_artifact, weights_of
@@ -253,40 +249,9 @@ def test_a_damaged_file_and_a_folder_that_cannot_be_written(small, tmp_path, mon
         weights_of(checkpoint(blocks=2), small).quantized("blocks.0.ffn.o.weight")
 
 
-@pytest.mark.parametrize(
-    ("verb", "options", "code"),
-    [("inspect", (), 0),
-     *(("check", ("--dram", "6GB", "--format", form), 0) for form in ("pte", "onnx", "coreml")),
-     ("check", ("--dram", "6GB", "--max-memory", "1MiB"), 1)],  # other recipes are tried
-)  # fmt: skip
-def test_sizes_are_told_by_the_usual_recipe_without_calibrating(verb, options, code, monkeypatch, capsys):
+def test_nothing_is_calibrated_to_inspect(small, monkeypatch, capsys):
     monkeypatch.setattr(calibration, "calibrated", None)
-    assert run([verb, str(checkpoint(blocks=2)), *options, "--json"]) == code
-    assert json.loads(capsys.readouterr().out)["recipe"] == "w4"
-
-
-# --- the default -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", [("pte",), ("pte", "--backend", "coreml"), ("onnx",), ("coreml",)], ids=" ".join)
-def test_an_export_calibrates_unless_it_is_told_otherwise(command, tmp_path, monkeypatch, fails):
-    """Seconds are spared by going no further than where calibration is asked for."""
-
-    def asked(*_):
-        raise InputError("calibration", "was asked for", "which is what is wanted here")
-
-    monkeypatch.setattr(calibration, "calibrated", asked)
-    code, said = fails(*command, checkpoint(), "--out", tmp_path / "out")
-    assert (code, said) == (3, "calibration: was asked for; which is what is wanted here")
-
-
-def test_the_usual_recipe_calibrates_with_sampled_text(tmp_path, capsys):
-    out = tmp_path / "out"
-    assert run(["onnx", str(checkpoint(blocks=1, max_positions=32)), "--out", str(out)]) == 0
-    held = manifest(out)
-    assert held["recipe"]["name"] == "w4"
-    assert (held["calibration"]["text"], held["calibration"]["tokens"]) == ("sampled from the model", 112 * 32)
-    assert held["calibration"]["left"] == ["embedding.weight"]
+    assert run(["inspect", str(checkpoint(blocks=2)), "--recipe", small]) == 0
 
 
 # --- a text of the user's --------------------------------------------------------------------------------------------
@@ -360,15 +325,3 @@ def test_a_pte_and_an_onnx_model_hold_the_same_calibrated_codes(small, capsys):
     assert facts[0] == facts[1]
     assert facts[0]["text"] == "sampled from the model"
     assert manifest(onnx_artifact(source, "--recipe", "w4-fast"))["calibration"] is None
-
-
-def test_an_artifact_made_when_w4_was_not_calibrated_is_verified_by_what_its_manifest_says(tmp_path, monkeypatch, capsys):
-    """Not by the recipe that has the name now."""
-    source = checkpoint("mobilellm", blocks=2)
-    out = Path(shutil.copytree(onnx_artifact(source, "--recipe", "w4-fast"), tmp_path / "out"))
-    held = manifest(out)
-    held["recipe"] |= {"name": "w4", "description": "4-bit linears in groups of 32, 8-bit table"}
-    (out / "manifest.json").write_text(json.dumps(held))
-    monkeypatch.setattr(calibration, "calibrated", None)
-    assert run(["verify", str(out), "--against", str(source)]) == 0
-    assert run(["check", str(out), "--dram", "6GB"]) == 0
