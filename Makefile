@@ -12,10 +12,10 @@ help: ## this list
 
 demo: .venv/installed ## export SmolLM2-135M to build/smollm2-135m (.pte) and -onnx, verify, report, generate, check
 	$(BIN)/mobile-export inspect smollm2-135m
-	$(BIN)/mobile-export pte smollm2-135m --out build/smollm2-135m
+	$(BIN)/mobile-export pte smollm2-135m --recipe w4-fast --out build/smollm2-135m
 	$(BIN)/mobile-export generate build/smollm2-135m "The capital of France is"
 	$(BIN)/mobile-export check build/smollm2-135m --phone all --dram 6GB --share 5%
-	$(BIN)/mobile-export onnx smollm2-135m --out build/smollm2-135m-onnx
+	$(BIN)/mobile-export onnx smollm2-135m --recipe w4-fast --out build/smollm2-135m-onnx
 	$(BIN)/mobile-export generate build/smollm2-135m-onnx "The capital of France is"
 
 test: .venv/installed-test ## every test, on two processes: one for each core of the CI machine

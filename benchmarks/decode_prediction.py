@@ -56,21 +56,21 @@ class Case:
         return "_".join((self.source, *self.options)).replace("/", "-").replace(" ", "-").replace("--", "")
 
 
-OWN, OTHER = "SmolLM2-135M w4", "MobileLLM-125M w4"  # whose profile foretells the others, and that one
+OWN, OTHER = "SmolLM2-135M w4-fast", "MobileLLM-125M w4-fast"  # whose profile foretells the others, and that one
 LS = ("--schedule", "immediate")
 CASES = (
     Case(OWN, "smollm2-135m"),
-    Case("SmolLM2-135M w4 LS", "smollm2-135m", LS),
+    Case("SmolLM2-135M w4-fast LS", "smollm2-135m", LS),
     Case("SmolLM2-135M w8", "smollm2-135m", ("--recipe", "w8")),
-    Case("SmolLM2-135M w4, int8 KV", "smollm2-135m", ("--kv", "int8")),
-    Case("SmolLM2-135M w4, prompt 440", "smollm2-135m", (), 440),
+    Case("SmolLM2-135M w4-fast, int8 KV", "smollm2-135m", ("--kv", "int8")),
+    Case("SmolLM2-135M w4-fast, prompt 440", "smollm2-135m", (), 440),
     Case(OTHER, "facebook/MobileLLM-125M"),
-    Case("MobileLLM-125M w4 LS", "facebook/MobileLLM-125M", LS),
+    Case("MobileLLM-125M w4-fast LS", "facebook/MobileLLM-125M", LS),
     Case("MobileLLM-125M w8 LS", "facebook/MobileLLM-125M", (*LS, "--recipe", "w8")),
-    Case("MobileLLM-350M's shape, 16 blocks, w4", "mobilellm-350m 16"),
-    Case("MobileLLM-350M's shape, 16 blocks, w4 LS", "mobilellm-350m 16", LS),
-    Case("OPT-125M w4", "facebook/opt-125m"),
-    Case("Pythia-160M w4", "EleutherAI/pythia-160m"),
+    Case("MobileLLM-350M's shape, 16 blocks, w4-fast", "mobilellm-350m 16"),
+    Case("MobileLLM-350M's shape, 16 blocks, w4-fast LS", "mobilellm-350m 16", LS),
+    Case("OPT-125M w4-fast", "facebook/opt-125m"),
+    Case("Pythia-160M w4-fast", "EleutherAI/pythia-160m"),
 )
 
 
@@ -152,7 +152,7 @@ def exported(case: Case, work: Path) -> Path:
             else:
                 run_export([sys.executable, "-m", "benchmarks.random_checkpoint", case.source, checkpoint])
     say(f"exporting {case.name}")
-    recipe = case.options[case.options.index("--recipe") + 1] if "--recipe" in case.options else "w4"
+    recipe = case.options[case.options.index("--recipe") + 1] if "--recipe" in case.options else "w4-fast"
     rest = [option for option in case.options if option not in ("--recipe", recipe)]
     run_export([*pte_command(checkpoint, folder, recipe=recipe), *rest])
     return folder

@@ -36,7 +36,7 @@ def mobile_export_program() -> list[str]:
     return [found] if found else [sys.executable, "-m", "mobile_export"]
 
 
-def pte_command(checkpoint: str, folder: Path, *, recipe: str = "w4", schedule: str | None = None) -> list[str]:
+def pte_command(checkpoint: str, folder: Path, *, recipe: str = "w4-fast", schedule: str | None = None) -> list[str]:
     """The command a user would type to export a .pte, verification apart."""
     return [*_export_command("pte", checkpoint, folder, recipe, schedule, 512), "--max-prompt", "128", "--no-verify"]
 
@@ -45,7 +45,7 @@ def onnx_command(
     checkpoint: str,
     folder: Path,
     *,
-    recipe: str = "w4",
+    recipe: str = "w4-fast",
     schedule: str | None = None,
     max_context: int = 512,
     options: Sequence[str] = (),

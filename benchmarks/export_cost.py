@@ -54,7 +54,7 @@ def main() -> int:
     """Export in turn, print the table, say which figures are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="smollm2-135m")
-    parser.add_argument("--recipe", default="w4")
+    parser.add_argument("--recipe", default="w4-fast")
     parser.add_argument("--formats", nargs="+", choices=(PTE, ONNX), default=[PTE, ONNX])
     parser.add_argument("--stock", action="store_true", help="also the stock path, once")
     add_report_options(parser, runs=3)

@@ -1,6 +1,6 @@
 """Table: how far rounding noise alone moves the logits of a quantized model, the reference against itself.
 
-    python -m benchmarks.noise_floor                 SmolLM2-135M by w4, a few seconds
+    python -m benchmarks.noise_floor                 SmolLM2-135M by w4-fast, a few seconds
 
 Why verification asks two questions instead of one: docs/decisions/0002.
 """
@@ -20,7 +20,7 @@ def main() -> None:
     """Print, for each noise level, quantiles over positions of the largest logit difference over the largest logit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="smollm2-135m")
-    parser.add_argument("--recipe", default="w4")
+    parser.add_argument("--recipe", default="w4-fast")
     asked = parser.parse_args()
     import torch
 

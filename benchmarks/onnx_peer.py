@@ -31,7 +31,7 @@ PEER, PEER_PRUNED, HELD, INT8_KV = "peer", "peer, last logits", "w4-all", "w4-al
 # column -> recipe and further options of `mobile-export onnx`
 OURS: dict[str, tuple[str, tuple[str, ...]]] = {
     HELD: ("w4-all", ()),
-    "w4": ("w4", ()),
+    "w4-fast": ("w4-fast", ()),
     "w8": ("w8", ()),
     INT8_KV: ("w4-all", ("--kv", "int8")),
     "w4-all, float16": ("w4-all", ("--activations", "float16")),

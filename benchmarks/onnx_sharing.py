@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the exports; kept, and used again")
     parser.add_argument("--checkpoint", default="smollm2-135m", help="one that stores each block once")
-    parser.add_argument("--recipe", default="w4")
+    parser.add_argument("--recipe", default="w4-fast")
     parser.add_argument("--genai-runs", type=int, default=3, help="rounds through onnxruntime-genai (default 3)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     add_report_options(parser, runs=7)

@@ -34,7 +34,7 @@ from benchmarks.rounds import as_json, in_turn, say
 from mobile_export.errors import EXIT_NO, EXIT_YES
 from mobile_export.manifest import OnnxGraph, read_manifest
 
-BASE, SHARED = "w4", "w4, layer-shared"
+BASE, SHARED = "w4-fast", "w4-fast, layer-shared"
 MODELS = (*OURS, SHARED)
 
 

@@ -60,7 +60,7 @@ def main() -> int:
     """Export what is missing, measure in turn, print the tables, say which figures are met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints and exports; kept, and used again")
-    parser.add_argument("--recipe", default="w4")
+    parser.add_argument("--recipe", default="w4-fast")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     add_report_options(parser, runs=7)
     asked = parser.parse_args()

@@ -5,7 +5,7 @@ same network with its channels rescaled (rescaled.py): the packaged checkpoint w
 whatever rounds it to 4 bits again.
 
     python -m benchmarks.quality --text novel.txt --work work/quality
-    python -m benchmarks.quality --text novel.txt --work work/quality --formats onnx pte --recipes w4-gptq --tokens 1024
+    python -m benchmarks.quality --text novel.txt --work work/quality --formats onnx pte --recipes w4 --tokens 1024
     python -m benchmarks.quality_plot results.json docs/kl-against-size.png
 
 --text: a text no recipe was calibrated with; 3,072 tokens of it are used. A .pte is fed token by token: ten times slower.
@@ -27,15 +27,16 @@ from benchmarks.machine import describe_machine
 from benchmarks.packaged_gguf import packaged_as
 from benchmarks.report import Figure, add_report_options, at_most, finish, print_table
 from mobile_export.manifest import read_manifest
+from mobile_export.quantize.recipe import read_recipe, recipe_from
 
-RECIPES = ("w8", "w4", "w4-gptq", "mixed-5.0")
+RECIPES = ("w8", "w4-fast", "w4", "mixed-5.0")
 MIXED = "mixed-"  # and the bits per weight that `search` is asked for
 CHECKPOINT = "smollm2-135m"
 LIMITS = {  # (subject, recipe) -> perplexity increase in percent, KL in nats
     ("plain", "w8"): (1.0, 0.01),
-    ("plain", "w4-gptq"): (5.0, 0.085),
+    ("plain", "w4"): (5.0, 0.085),
     ("plain", "mixed-5.0"): (3.0, None),
-    ("rescaled", "w4-gptq"): (8.0, 0.11),
+    ("rescaled", "w4"): (8.0, 0.11),
 }
 
 
@@ -95,6 +96,8 @@ def rescaled(folder: Path) -> str:
 def export(checkpoint: str, recipe: str, form: str, folder: Path) -> None:
     """Export if it is not there; a recipe that is searched for lies beside the folder."""
     if (folder / "manifest.json").is_file():
+        if not recipe.startswith(MIXED) and recipe_from(read_manifest(folder).recipe, str(folder)) != read_recipe(recipe):
+            sys.exit(f"error: {folder}: was made by another recipe of the name {recipe}; remove it")
         return
     if recipe.startswith(MIXED):
         bits, recipe = recipe.removeprefix(MIXED), f"{folder}.toml"

@@ -1,7 +1,7 @@
 """Table: a .pte in our C++ runner, with packed weights in memory, cached and in a file, against ExecuTorch's Python runtime.
 
-Each is run in a process of its own, in turn: A B C, C B A ..., at one thread and at two. The same w4 artifact in all but the
-last column, which has an int8 KV cache on top.
+Each is run in a process of its own, in turn: A B C, C B A ..., at one thread and at two. The same w4-fast artifact in all but
+the last column, which has an int8 KV cache on top.
 
     python -m benchmarks.runner --work work/runner
 """

@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the exports; kept, and used again")
     parser.add_argument("--checkpoint", default="smollm2-135m", help="one that stores each block once")
-    parser.add_argument("--recipe", default="w4")
+    parser.add_argument("--recipe", default="w4-fast")
     parser.add_argument("--stock", type=Path, metavar="FILE", help="a .pte of benchmarks.stock_path, measured too")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--prompt-tokens", type=int, default=128)

@@ -3,7 +3,7 @@
     python -m benchmarks.small_models --work work/small-models
     python -m benchmarks.small_models --work work/small-models --only opt pythia
 
-`inspect` says beforehand what the parts weigh, from the file's header alone; the export is `mobile-export pte --recipe w4
+`inspect` says beforehand what the parts weigh, from the file's header alone; the export is `mobile-export pte --recipe w4-fast
 --max-context 512 --no-verify`, one whole process. Sizes do not depend on the values, so random ones will do.
 """
 
@@ -52,7 +52,7 @@ def main() -> int:
         for name, found in measured.items()
     ]
     columns = ("model", "parameters M", "weights predicted MB", "file MB", "wall s", "CPU s", "peak RSS MB")
-    print_table("Exports at full size, recipe w4, context 512", columns, rows, markdown=asked.markdown)
+    print_table("Exports at full size, recipe w4-fast, context 512", columns, rows, markdown=asked.markdown)
     return finish(asked, machine, measured, [])
 
 
@@ -61,8 +61,8 @@ def _measure(name: str, work: Path) -> dict[str, Any]:
     for path in (source, folder):
         shutil.rmtree(path, ignore_errors=True)
     run_export([sys.executable, "-m", "benchmarks.random_checkpoint", name, str(source)])
-    said = run_for_json([*mobile_export_program(), "inspect", str(source), "--recipe", "w4", "--json"])
-    cost = run_export(pte_command(str(source), folder, recipe="w4"))
+    said = run_for_json([*mobile_export_program(), "inspect", str(source), "--recipe", "w4-fast", "--json"])
+    cost = run_export(pte_command(str(source), folder, recipe="w4-fast"))
     return {
         "parameters": said["parameters_stored"],
         "predicted_mb": sum(part["bytes_recipe"] for part in said["parts"]) / 1e6,

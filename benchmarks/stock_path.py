@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="the .pte to write")
-    parser.add_argument("--recipe", default="w4", help="one with an 8-bit table: w4 or w8")
+    parser.add_argument("--recipe", default="w4-fast", help="one with an 8-bit table: w4-fast or w8")
     parser.add_argument("--blocks", type=int, help="keep only the first of them, to try the script")
     parser.add_argument("--max-context", type=int, default=512)
     parser.add_argument("--max-prompt", type=int, default=128)
@@ -181,7 +181,7 @@ def main() -> None:
     recognised = recognise(checkpoint)
     weights = ModelWeights(checkpoint, recognised, plan_sharing(checkpoint, recognised), read_recipe(asked.recipe))
     if weights.recipe.embedding.bits != 8:
-        sys.exit(f"error: --recipe {asked.recipe}: the table is not 8-bit; use w4 or w8")
+        sys.exit(f"error: --recipe {asked.recipe}: the table is not 8-bit; use w4-fast or w8")
     cost = export_stock(weights, PteOptions(asked.max_context, asked.max_prompt), asked.out)
     peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps(asdict(dataclasses.replace(cost, wall_s=time.perf_counter() - began, peak_rss_mb=peak_rss_mb))))

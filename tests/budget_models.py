@@ -17,7 +17,7 @@ def model(
     shape: dict[str, int],
     blocks: int,
     *,
-    recipe: str = "w4",
+    recipe: str = "w4-fast",
     context: int = 512,
     repeats: int = 1,
     tied: bool = True,

@@ -10,7 +10,7 @@ MANIFESTS = Path(__file__).parent / "golden/manifests"
 CARRIED_BYTES = 300_000  # of each file
 
 
-def carried_artifact(folder: Path, seed: int = 0, manifest: str = "llama-w4") -> Path:
+def carried_artifact(folder: Path, seed: int = 0, manifest: str = "llama-w4-fast") -> Path:
     """The folder, with an artifact in it. seed: of what stands for the program."""
     folder.mkdir(exist_ok=True)
     held = json.loads((MANIFESTS / f"{manifest}.json").read_text(encoding="utf-8"))

@@ -27,6 +27,11 @@ CONTEXT, PROMPT = 64, 8
 ROOM = tempfile.TemporaryDirectory(prefix="mobile-export-tests-")
 
 
+def with_recipe(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, with the recipe that calibrates nothing where they name none: calibration costs seconds each time."""
+    return arguments if "--recipe" in arguments else ("--recipe", "w4-fast", *arguments)
+
+
 @functools.cache
 def checkpoint(kind: str = "llama", **options: Any) -> Path:
     """A tiny checkpoint folder, written once for each set of options."""
@@ -41,7 +46,7 @@ def artifact(folder: Path, *arguments: str) -> Path:
     """The artifact `mobile-export pte` makes of a checkpoint folder; its verification passed."""
     out = Path(tempfile.mkdtemp(dir=ROOM.name)) / "out"
     sizes = ("--max-context", str(CONTEXT), "--max-prompt", str(PROMPT))
-    assert run(["pte", str(folder), "--out", str(out), *sizes, *arguments]) == 0
+    assert run(["pte", str(folder), "--out", str(out), *sizes, *with_recipe(arguments)]) == 0
     return out
 
 
@@ -50,7 +55,7 @@ def onnx_artifact(folder: Path, *arguments: str) -> Path:
     """The artifact `mobile-export onnx` makes of a checkpoint folder; its verification passed."""
     out = Path(tempfile.mkdtemp(dir=ROOM.name)) / "out"
     context = () if "--max-context" in arguments else ("--max-context", str(CONTEXT))
-    assert run(["onnx", str(folder), "--out", str(out), *context, *arguments]) == 0
+    assert run(["onnx", str(folder), "--out", str(out), *context, *with_recipe(arguments)]) == 0
     return out
 
 
@@ -59,7 +64,7 @@ def coreml_artifact(folder: Path, *arguments: str) -> Path:
     """The artifact `mobile-export coreml` makes of a checkpoint folder; its verification passed, if it was asked for."""
     out = Path(tempfile.mkdtemp(dir=ROOM.name)) / "out"
     context = () if "--max-context" in arguments else ("--max-context", str(CONTEXT))
-    assert run(["coreml", str(folder), "--out", str(out), *context, *arguments]) == 0
+    assert run(["coreml", str(folder), "--out", str(out), *context, *with_recipe(arguments)]) == 0
     return out
 
 
@@ -68,7 +73,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "manifest.json").read_text())
 
 
-def weights_of(folder: Path, recipe: str = "w4", schedule: str | None = None) -> ModelWeights:
+def weights_of(folder: Path, recipe: str = "w4-fast", schedule: str | None = None) -> ModelWeights:
     """A checkpoint folder under a recipe and a schedule."""
     from mobile_export.cli.steps import prepare
 
@@ -116,4 +121,5 @@ __all__ = [
     "onnx_file",
     "program_file",
     "weights_of",
+    "with_recipe",
 ]

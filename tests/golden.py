@@ -46,18 +46,19 @@ GIB = 2**30
 # --- manifests -----------------------------------------------------------------------------------------------------------
 
 SIZES = ("--max-context", "64", "--max-prompt", "8")
+FAST = ("--recipe", "w4-fast")
 EXPORTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> checkpoint, command
-    "llama-w4": ("llama", ("pte", *SIZES)),
+    "llama-w4-fast": ("llama", ("pte", *SIZES, *FAST)),
     "untied-w8-core": ("untied-chatty", ("pte", *SIZES, "--recipe", "w8", "--attention", "core", "--no-verify")),
     "fp32": ("llama", ("pte", *SIZES, "--recipe", "fp32", "--no-verify")),
-    "shared-int8-kv": ("mobilellm", ("pte", *SIZES, "--kv", "int8", "--no-verify")),
-    "gemma3-windows": ("gemma3", ("pte", *SIZES, "--no-verify")),
-    "lfm2-convolutions": ("lfm2", ("pte", *SIZES, "--no-verify")),
-    "rwkv4-state": ("rwkv4", ("pte", *SIZES, "--no-verify")),
-    "coreml-in-pte": ("llama", ("pte", *SIZES, "--backend", "coreml", "--no-verify")),
-    "coreml-stock": ("untied-chatty", ("coreml", *SIZES[:2], "--no-verify")),
-    "coreml-functions": ("mobilellm", ("coreml", *SIZES, "--layout", "functions", "--no-verify")),
-    "onnx": ("llama", ("onnx", *SIZES[:2], "--no-verify")),
+    "shared-int8-kv": ("mobilellm", ("pte", *SIZES, *FAST, "--kv", "int8", "--no-verify")),
+    "gemma3-windows": ("gemma3", ("pte", *SIZES, *FAST, "--no-verify")),
+    "lfm2-convolutions": ("lfm2", ("pte", *SIZES, *FAST, "--no-verify")),
+    "rwkv4-state": ("rwkv4", ("pte", *SIZES, *FAST, "--no-verify")),
+    "coreml-in-pte": ("llama", ("pte", *SIZES, *FAST, "--backend", "coreml", "--no-verify")),
+    "coreml-stock": ("untied-chatty", ("coreml", *SIZES[:2], *FAST, "--no-verify")),
+    "coreml-functions": ("mobilellm", ("coreml", *SIZES, *FAST, "--layout", "functions", "--no-verify")),
+    "onnx": ("llama", ("onnx", *SIZES[:2], *FAST, "--no-verify")),
 }
 
 
@@ -110,7 +111,7 @@ def facts(name: str) -> ModelFacts:
 def memory() -> Iterator[dict[str, Any]]:
     """Each model as exported; two also with other contexts, chunks and a packed file."""
     asked: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in EXPORTS if name != "onnx"]
-    asked += [("llama-w4", {"context": 4096, "prompt_chunk": 128}), ("llama-w4", {"packed_file": True})]
+    asked += [("llama-w4-fast", {"context": 4096, "prompt_chunk": 128}), ("llama-w4-fast", {"packed_file": True})]
     asked += [("untied-w8-core", {"context": 2048}), ("untied-w8-core", {"packed_file": True})]
     asked += [("gemma3-windows", {"context": 512}), ("shared-int8-kv", {"context": 1000, "prompt_chunk": 100})]
     asked += [("coreml-functions", {"prompt_chunk": 8, "context": 48})]
@@ -141,7 +142,7 @@ PHONES: dict[str, tuple[Target, Limits]] = {
 
 def device() -> Iterator[dict[str, Any]]:
     """Three models on every phone."""
-    for model in ("llama-w4", "shared-int8-kv", "coreml-stock"):
+    for model in ("llama-w4-fast", "shared-int8-kv", "coreml-stock"):
         for name, (target, limits) in PHONES.items():
             verdict = judge(facts(model), target, limits, Use())
             limit, reserve = target.app_limit_bytes, target.reserve_bytes

@@ -42,7 +42,7 @@ TABLE = 96 * 64  # bytes of the tiny model's 8-bit table
 
 
 @functools.cache
-def pte(recipe: str = "w4", schedule: str | None = None, tied: bool = True) -> Path:
+def pte(recipe: str = "w4-fast", schedule: str | None = None, tied: bool = True) -> Path:
     """A .pte of the tiny Llama, built once for all tests here."""
     path = Path(ROOM.name) / f"audit-{recipe}-{schedule}-{tied}.pte"
     return program_file(weights_of(checkpoint(tied=tied), recipe, schedule), path)
@@ -61,7 +61,7 @@ def refusal(path: Path) -> str:
 # --- .pte: our own files ---------------------------------------------------------------------------------------------
 
 
-OURS = [("w4", None, True), ("w4", "immediate", True), ("w4", None, False), ("fp32", None, True)]
+OURS = [("w4-fast", None, True), ("w4-fast", "immediate", True), ("w4-fast", None, False), ("fp32", None, True)]
 
 
 @pytest.mark.parametrize(("recipe", "schedule", "tied"), OURS)

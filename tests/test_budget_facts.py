@@ -51,7 +51,7 @@ def test_every_family_is_judged_in_every_format(name):
 def test_a_manifest_gives_what_the_checkpoint_gave():
     folder = artifact(checkpoint("llama"), "--kv", "int8", "--schedule", "immediate")
     got = facts_of_manifest(read_manifest(folder), folder)
-    weights = weights_of(checkpoint("llama"), "w4", "immediate")
+    weights = weights_of(checkpoint("llama"), "w4-fast", "immediate")
     expected = facts_of_weights(weights, "pte", max_context=got.max_context)
     recipe = dataclasses.replace(expected.recipe, kv=got.recipe.kv)
     measured = {"kv_dtype": "int8", "recipe": recipe, "prompt_chunk": got.prompt_chunk, "graph_bytes": got.graph_bytes}
@@ -70,7 +70,7 @@ def test_an_onnx_manifest_is_understood(options):
 
 
 def test_a_shared_block_is_stored_once_and_runs_twice():
-    plain, shared = (weights_of(checkpoint("llama"), "w4", schedule) for schedule in (None, "immediate"))
+    plain, shared = (weights_of(checkpoint("llama"), "w4-fast", schedule) for schedule in (None, "immediate"))
     one, two = (facts_of_weights(weights, "pte", max_context=64) for weights in (plain, shared))
     assert [m.uses for m in two.multiplied if "blocks" in m.name] == [2] * len(
         [m for m in one.multiplied if "blocks" in m.name]

@@ -17,20 +17,20 @@ from mobile_export.budget.pte_memory import tied_source_bytes
 from mobile_export.budget.terms import MIB
 
 MEASURED = {  # model -> peak dirty, peak resident
-    "w4": (model(SMOLLM2_135M, 6), 50.51, 102.16),
-    "w4, context 2048": (model(SMOLLM2_135M, 6, context=2048), 64.22, 116.55),
-    "w4, each block twice": (model(SMOLLM2_135M, 6, repeats=2), 55.05, 106.75),
-    "w4, int8 KV": (model(SMOLLM2_135M, 6, kv_dtype="int8"), 47.27, 98.96),
-    "w4, core attention": (model(SMOLLM2_135M, 6, attention="core"), 54.85, 106.21),
-    "w4, prompts of 32": (model(SMOLLM2_135M, 6, prompt_chunk=32), 47.43, 100.66),
+    "w4-fast": (model(SMOLLM2_135M, 6), 50.51, 102.16),
+    "w4-fast, context 2048": (model(SMOLLM2_135M, 6, context=2048), 64.22, 116.55),
+    "w4-fast, each block twice": (model(SMOLLM2_135M, 6, repeats=2), 55.05, 106.75),
+    "w4-fast, int8 KV": (model(SMOLLM2_135M, 6, kv_dtype="int8"), 47.27, 98.96),
+    "w4-fast, core attention": (model(SMOLLM2_135M, 6, attention="core"), 54.85, 106.21),
+    "w4-fast, prompts of 32": (model(SMOLLM2_135M, 6, prompt_chunk=32), 47.43, 100.66),
     "w8": (model(SMOLLM2_135M, 6, recipe="w8"), 59.50, 111.09),
     "w4-all": (model(SMOLLM2_135M, 6, recipe="w4-all"), 38.52, 66.16),
     "fp32": (model(SMOLLM2_135M, 6, recipe="fp32"), 200.66, 413.85),
-    "350M, w4": (model(MOBILELLM_350M, 4), 65.07, 120.32),
+    "350M, w4-fast": (model(MOBILELLM_350M, 4), 65.07, 120.32),
     "350M, w8": (model(MOBILELLM_350M, 4, recipe="w8"), 81.86, 136.88),
     "350M, core, context 2048": (model(MOBILELLM_350M, 4, context=2048, attention="core"), 110.25, 165.80),
-    "onnx, w4": (model(SMOLLM2_135M, 6, form="onnx"), 62.2, 103.4),
-    "onnx, w4, context 2048": (model(SMOLLM2_135M, 6, form="onnx", context=2048), 75.8, 117.2),
+    "onnx, w4-fast": (model(SMOLLM2_135M, 6, form="onnx"), 62.2, 103.4),
+    "onnx, w4-fast, context 2048": (model(SMOLLM2_135M, 6, form="onnx", context=2048), 75.8, 117.2),
     "onnx, w8": (model(SMOLLM2_135M, 6, form="onnx", recipe="w8"), 68.8, 107.1),
     "onnx, portable": (model(SMOLLM2_135M, 6, form="onnx", portable=True), 89.6, 115.3),
     "onnx, 350M, w8": (model(MOBILELLM_350M, 4, form="onnx", recipe="w8"), 93.7, 129.1),
@@ -165,7 +165,7 @@ def models(draw, **fixed):
     form = draw(st.sampled_from(["pte", "onnx"]))
     values = {
         "form": form,
-        "recipe": draw(st.sampled_from(["w4", "w8", "w4-all"])),
+        "recipe": draw(st.sampled_from(["w4-fast", "w8", "w4-all"])),
         "context": draw(st.integers(2, 4096)),
         "repeats": draw(st.integers(1, 3)),
         "tied": draw(st.booleans()),

@@ -21,7 +21,7 @@ from mobile_export.verify.reference import reference_logits, reference_model
 
 RECIPE = """
 name = "small"
-description = "w4-gptq on little text"
+description = "w4 on little text"
 linear = { bits = 4, group_size = 32 }
 embedding = { bits = 8 }
 head = { bits = 8 }
@@ -129,7 +129,7 @@ def test_every_matrix_of_every_kind_of_block_is_calibrated_and_it_pays(name):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_shared_block_is_quantized_once_for_the_inputs_of_all_its_executions(schedule, monkeypatch):
     """The sums are held against inputs worked out here, by blocks called one after the other."""
-    weights = weights_of(checkpoint(blocks=2), "w4", schedule)
+    weights = weights_of(checkpoint(blocks=2), "w4-fast", schedule)
     texts = list(sample_texts(weights_of(checkpoint(blocks=2), "fp32", schedule), 4, 32, silent))
     given = []
     monkeypatch.setattr(
@@ -143,7 +143,7 @@ def test_a_shared_block_is_quantized_once_for_the_inputs_of_all_its_executions(s
     columns = torch.ones(64) if folding is None or folding.columns is None else folding.columns
     expected = sum(_qkv_inputs_of_block_0(weights, text, order, columns) for text in texts)
     assert torch.allclose(given[0], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
-    once = weights_of(checkpoint(blocks=2), "w4", "none")
+    once = weights_of(checkpoint(blocks=2), "w4-fast", "none")
     alone = sum(_qkv_inputs_of_block_0(once, text, once.plan.schedule, columns) for text in texts)
     assert torch.allclose(given[0], alone, rtol=1e-2) == (order.count(0) == 1)
 
@@ -335,9 +335,11 @@ def test_a_text_that_cannot_be_used(small, tmp_path, fails, content, line):
 
 
 def test_a_text_for_a_recipe_that_takes_none(tmp_path, fails):
-    code, said = fails("onnx", checkpoint(blocks=2), "--calibration", "notes.txt", "--out", tmp_path / "out")
+    code, said = fails(
+        "onnx", checkpoint(blocks=2), "--recipe", "w4-fast", "--calibration", "notes.txt", "--out", tmp_path / "out"
+    )
     assert code == 2
-    assert said == "--calibration notes.txt: recipe w4 is not calibrated; leave it out, or choose a recipe that is"
+    assert said == "--calibration notes.txt: recipe w4-fast is not calibrated; leave it out, or choose a recipe that is"
 
 
 # --- artifacts -------------------------------------------------------------------------------------------------------
@@ -371,4 +373,4 @@ def test_a_pte_and_an_onnx_model_hold_the_same_calibrated_codes(small, capsys):
     facts = [manifest(made(source, "--recipe", small))["calibration"] for made in (artifact, onnx_artifact)]
     assert facts[0] == facts[1]
     assert facts[0]["text"] == "sampled from the model"
-    assert manifest(onnx_artifact(source, "--recipe", "w4"))["calibration"] is None
+    assert manifest(onnx_artifact(source, "--recipe", "w4-fast"))["calibration"] is None

@@ -79,7 +79,7 @@ def test_an_answer_of_no_is_exit_code_1_with_a_reason(check, model):
     assert code == 1
     said = r"6 GB of DRAM: memory \d+ \(\d+ to \d+\) MiB, 5 allowed; no change we know would make it fit"
     assert re.fullmatch(said, out.splitlines()[-1])
-    assert out.splitlines()[0].startswith(f"{model}/model.onnx: recipe w4, context 64, KV int8")
+    assert out.splitlines()[0].startswith(f"{model}/model.onnx: recipe w4-fast, context 64, KV int8")
 
 
 def test_an_uncertain_answer_is_a_yes_unless_asked_otherwise(check, model):

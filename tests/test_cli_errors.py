@@ -367,7 +367,7 @@ def test_a_weight_that_is_not_finite_ends_the_export_before_anything_is_lowered(
     tensors[name].view(-1)[7] = value
     folder = write_llama(tmp_path / "model")
     write_weights(folder, tensors)
-    code, line = fails("pte", folder, "--out", tmp_path / "out")
+    code, line = fails("pte", folder, "--recipe", "w4-fast", "--out", tmp_path / "out")
     assert line.startswith(f"model.safetensors: {name}: 1 value of ")
     assert " not finite, the first at (" in line
     assert code == 3
@@ -385,7 +385,7 @@ def test_a_weight_further_on_that_is_not_finite(fails, tmp_path, monkeypatch, na
     tensors[name].view(-1)[0] = float("nan")
     folder = write_llama(tmp_path / "model")
     write_weights(folder, tensors)
-    code, line = fails("pte", folder, "--out", tmp_path / "out")
+    code, line = fails("pte", folder, "--recipe", "w4-fast", "--out", tmp_path / "out")
     assert line.startswith(f"model.safetensors: {name}: 1 value of ")
     assert code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -24,7 +24,7 @@ def of(layout: str, recipe: str):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_generate_continues_as_the_reference_does(capsys, layout):
     """Greedily, by the same codes in PyTorch; the prompt is longer than a chunk of prefill."""
-    folder = of(layout, "w4")
+    folder = of(layout, "w4-fast")
     capsys.readouterr()
     assert run(["generate", str(folder), PROMPT, "--max-new-tokens", "12", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -32,7 +32,7 @@ def test_generate_continues_as_the_reference_does(capsys, layout):
     assert err == ""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokens = tokenizer.encode(PROMPT).ids
-    decoder, told = float16_decoder(weights_of(checkpoint(), "w4"), CONTEXT), []
+    decoder, told = float16_decoder(weights_of(checkpoint(), "w4-fast"), CONTEXT), []
     while len(told) < 12 and (not told or told[-1] != 2):
         told.append(int(reference_logits(decoder, tokens + told)[-1].argmax()))
     assert found["prompt_tokens"] == len(tokens) > 8
@@ -46,7 +46,7 @@ def test_generate_continues_as_the_reference_does(capsys, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_generate_stops_at_the_end_of_the_context(capsys, layout):
-    folder = of(layout, "w4")
+    folder = of(layout, "w4-fast")
     capsys.readouterr()
     assert run(["generate", str(folder), PROMPT, "--max-new-tokens", "500", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -55,7 +55,7 @@ def test_generate_stops_at_the_end_of_the_context(capsys, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_prompt_longer_than_the_context_is_refused(fails, layout):
-    code, line = fails("generate", of(layout, "w4"), PROMPT * 12)
+    code, line = fails("generate", of(layout, "w4-fast"), PROMPT * 12)
     assert code == 3
     assert line.startswith("PROMPT: is ")
     assert line.endswith(f" tokens long; leave room in a context of {CONTEXT}")
@@ -72,15 +72,17 @@ def test_both_layouts_have_the_same_figures_and_they_are_the_checkpoints_but_for
 
 
 def test_four_bits_cost_what_their_codes_cost(capsys, text):  # noqa: F811
-    found = evaluated(capsys, of("stock", "w4"), "--text", text, "--against", checkpoint())[1]
+    found = evaluated(capsys, of("stock", "w4-fast"), "--text", text, "--against", checkpoint())[1]
     assert found["kl"] > 1e-4
-    code, _ = evaluated(capsys, of("stock", "w4"), "--text", text, "--against", checkpoint(), "--max-kl", str(found["kl"] / 2))
+    code, _ = evaluated(
+        capsys, of("stock", "w4-fast"), "--text", text, "--against", checkpoint(), "--max-kl", str(found["kl"] / 2)
+    )
     assert code == 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_verify_says_as_json_what_the_manifest_recorded(capsys, layout):
-    folder = of(layout, "w4")
+    folder = of(layout, "w4-fast")
     capsys.readouterr()
     assert run(["verify", str(folder), "--against", str(checkpoint()), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -96,7 +98,7 @@ def test_verify_says_as_json_what_the_manifest_recorded(capsys, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inspect_finds_one_copy_of_everything(capsys, layout):
-    folder = coreml_artifact(checkpoint(), "--recipe", "w4", "--schedule", "immediate", *LAYOUTS[layout])
+    folder = coreml_artifact(checkpoint(), "--recipe", "w4-fast", "--schedule", "immediate", *LAYOUTS[layout])
     capsys.readouterr()
     for named in (folder, folder / "model.mlpackage"):
         assert run(["inspect", str(named), "--strict", "--json"]) == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from coremltools.models.utils import load_spec
-from exported import CONTEXT, checkpoint, coreml_artifact, coreml_runtime, manifest
+from exported import CONTEXT, checkpoint, coreml_artifact, coreml_runtime, manifest, with_recipe
 from test_artifact_folder import mounted
 from test_onnx_damage import contents
 from test_onnx_verify import agreed
@@ -39,7 +39,8 @@ def copy(tmp_path) -> Path:
 
 
 def export(out: Path, *arguments: str) -> int:
-    return run(["coreml", str(checkpoint()), "--no-verify", "--max-context", str(CONTEXT), "--out", str(out), *arguments])
+    sizes = ("--max-context", str(CONTEXT))
+    return run(["coreml", str(checkpoint()), "--no-verify", *sizes, "--out", str(out), *with_recipe(arguments)])
 
 
 # --- what cannot be exported -------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ DOWN, NORM = "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layern
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_a_weight_that_is_not_finite_is_refused_naming_it(tmp_path, fails, value):
     source = with_tensor(tmp_path, DOWN, one_of(value))
-    code, line = fails("coreml", source, "--out", tmp_path / "out")
+    code, line = fails("coreml", source, "--recipe", "w4-fast", "--out", tmp_path / "out")
     assert code == 3
     assert DOWN in line
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -134,7 +135,7 @@ def test_a_weight_that_is_not_finite_is_refused_naming_it(tmp_path, fails, value
 
 @pytest.mark.parametrize(
     ("tensor", "recipe", "value"),
-    [(DOWN, "fp32", -7e4), (DOWN, "w8", 1e7), (DOWN, "w4", 1e6), (NORM, "w4", 7e4), (NORM, "fp32", -1e30)],
+    [(DOWN, "fp32", -7e4), (DOWN, "w8", 1e7), (DOWN, "w4-fast", 1e6), (NORM, "w4-fast", 7e4), (NORM, "fp32", -1e30)],
     ids=["matrix", "8-bit-scale", "4-bit-scale", "norm", "norm-far-off"],
 )
 def test_what_float16_cannot_hold_is_refused_naming_it(tmp_path, fails, tensor, recipe, value):
@@ -318,7 +319,7 @@ def convert(*given):
     return model
 package.convert = convert
 from mobile_export.cli import run
-sys.exit(run(["coreml", sys.argv[1], "--no-verify", "--out", sys.argv[2]]))
+sys.exit(run(["coreml", sys.argv[1], "--no-verify", "--recipe", "w4-fast", "--out", sys.argv[2]]))
 """
 
 

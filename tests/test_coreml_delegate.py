@@ -9,7 +9,7 @@ import pytest
 import torch
 from executorch.backends.apple.coreml import executorchcoreml
 from executorch.exir._serialize._program import deserialize_pte_binary
-from exported import CONTEXT, PROMPT, artifact, checkpoint, coreml_file, manifest, weights_of
+from exported import CONTEXT, PROMPT, artifact, checkpoint, coreml_file, manifest, weights_of, with_recipe
 from tiny_families import written
 
 from mobile_export.audit import audit_artifact
@@ -162,7 +162,8 @@ def test_it_speaks_and_is_audited(capsys):
 def test_a_name_the_package_does_not_have_is_found(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(emitter, "POSITION", "start")
     out = tmp_path / "out"
-    assert run(["pte", str(checkpoint()), *CORE_ML, "--max-context", "32", "--max-prompt", "8", "--out", str(out)]) == 3
+    sizes = ("--max-context", "32", "--max-prompt", "8")
+    assert run(["pte", str(checkpoint()), *CORE_ML, *with_recipe(sizes), "--out", str(out)]) == 3
     assert "the backend is told of" in capsys.readouterr().err
     assert not out.exists()
 

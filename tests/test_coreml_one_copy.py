@@ -21,11 +21,11 @@ from mobile_export.families.spec import DecoderSpec
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 ALIGNMENT, ENTRY = 64, 64
 FORMS = {
-    "w4": ("--recipe", "w4"),
+    "w4-fast": ("--recipe", "w4-fast"),
     "w8": ("--recipe", "w8"),
     "w4-all": ("--recipe", "w4-all"),
-    "palettes": ("--recipe", "w4", "--palettes"),
-    "functions": ("--recipe", "w4", "--layout", "functions", "--max-prompt", "8"),
+    "palettes": ("--recipe", "w4-fast", "--palettes"),
+    "functions": ("--recipe", "w4-fast", "--layout", "functions", "--max-prompt", "8"),
     "palettes-in-functions": ("--recipe", "w4-all", "--palettes", "--layout", "functions", "--max-prompt", "8"),
 }
 SHARED = ("--schedule", "immediate")
@@ -130,9 +130,9 @@ def matrices(folder: Path, function: str) -> dict[str, Stored]:
 # --- one number --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("form", "tied"), [*((form, True) for form in FORMS), ("w4", False)])
+@pytest.mark.parametrize(("form", "tied"), [*((form, True) for form in FORMS), ("w4-fast", False)])
 def test_codes_and_scales_are_those_of_the_onnx_and_the_pte_to_the_bit(form, tied):
-    """The ONNX's are the .pte's in every recipe (test_onnx_one_copy.py); here the .pte is read once more, for w4."""
+    """The ONNX's are the .pte's in every recipe (test_onnx_one_copy.py); here the .pte is read once more, for w4-fast."""
     recipe = FORMS[form][1]
     folder = coreml_artifact(checkpoint(tied=tied), "--no-verify", *FORMS[form])
     onnx = onnx_matrices(onnx_artifact(checkpoint(tied=tied), "--recipe", recipe, "--no-verify"))
@@ -143,7 +143,7 @@ def test_codes_and_scales_are_those_of_the_onnx_and_the_pte_to_the_bit(form, tie
         head = ours["embedding_weight" if tied else "head_linear_weight"]
         assert ours["embedding_weight"].bits == onnx["embedding"].bits
         assert head.bits == onnx["head.linear"].bits
-        if form == "w4" and tied:
+        if form == "w4-fast" and tied:
             products, table = pte_matrices(recipe, tied)
             assert ours["embedding_weight"].bits == table.bits
             multiplied = {matrix.bits for name, matrix in ours.items() if name.startswith("blocks_")} | {head.bits}
@@ -205,8 +205,8 @@ def test_a_tied_table_is_one_constant_read_by_gather_and_product(form):
             if argument.name.startswith("embedding_weight") and not op.type.startswith("constexpr_")
         ]
         assert sorted(readers) == [("gather", "x"), ("linear", "weight")]
-    untied = coreml_artifact(checkpoint(tied=False), "--no-verify", *FORMS["w4"])
-    tied = coreml_artifact(checkpoint(), "--no-verify", *FORMS["w4"])
+    untied = coreml_artifact(checkpoint(tied=False), "--no-verify", *FORMS["w4-fast"])
+    tied = coreml_artifact(checkpoint(), "--no-verify", *FORMS["w4-fast"])
     table = 96 * 64 + 96 * 2
     more = (package_of(untied) / WEIGHTS).stat().st_size - (package_of(tied) / WEIGHTS).stat().st_size
     assert 0 <= more - table - 2 * ENTRY < 2 * ALIGNMENT
@@ -234,7 +234,7 @@ def test_nothing_but_matrices_is_quantized(form):
 @pytest.mark.parametrize(("schedule", "order"), [(None, [0, 1]), *ORDERS[:2]], ids=["base", *(name for name, _ in ORDERS[:2])])
 def test_every_execution_has_a_cache_row_of_its_own(schedule, order):
     arguments = ("--schedule", schedule) if schedule else ()
-    folder = coreml_artifact(checkpoint(), "--no-verify", *FORMS["w4"], *arguments)
+    folder = coreml_artifact(checkpoint(), "--no-verify", *FORMS["w4-fast"], *arguments)
     states = {feature.name: list(feature.type.stateType.arrayType.shape) for feature in spec_of(folder).description.state}
     assert {shape[0] for shape in states.values()} == {len(order)}
     (block,) = blocks_of(folder).values()
@@ -248,7 +248,7 @@ def test_every_execution_has_a_cache_row_of_its_own(schedule, order):
     assert sum(2 * int(np.prod(shape)) for shape in states.values()) == cache["bytes_per_token"] * 64
 
 
-@pytest.mark.parametrize(("form", "schedule"), [*((form, ()) for form in FORMS), ("w4", SHARED)])
+@pytest.mark.parametrize(("form", "schedule"), [*((form, ()) for form in FORMS), ("w4-fast", SHARED)])
 def test_parts_add_up_and_the_prediction_is_met(form, schedule):
     folder = coreml_artifact(checkpoint(), "--no-verify", *FORMS[form], *schedule)
     said = manifest(folder)

@@ -147,13 +147,13 @@ def test_a_shared_model_in_functions_of_fixed_shape():
 
 # What differs between families where weights are quantized: fused, split and biased products, tables, projections, ties.
 QUANTIZED = [
-    ("w4", "gpt2-cerebras"),
+    ("w4-fast", "gpt2-cerebras"),
     ("w8", "opt-350m"),
     ("w8", "falcon-new"),
-    ("w4", "bloom"),
-    ("w4", "gemma3-scaled"),
+    ("w4-fast", "bloom"),
+    ("w4-fast", "gemma3-scaled"),
     ("w8", "llama4-chunks"),
-    ("w4", "lfm2-biased"),
+    ("w4-fast", "lfm2-biased"),
 ]
 
 

@@ -69,7 +69,7 @@ sys.exit(run(["coreml", *sys.argv[1:]]))
 
 def test_another_process_talks_of_what_matters_alone_and_writes_the_same_bytes(tmp_path):
     """Another order of sets and of what was converted before: neither shows in the package."""
-    arguments = ["--recipe", "w4", "--max-context", "64"]
+    arguments = ["--recipe", "w4-fast", "--max-context", "64"]
     command = [sys.executable, "-c", RUN, str(checkpoint()), "--out", str(tmp_path / "out"), *arguments]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert found.returncode == 0, found.stderr
@@ -82,7 +82,7 @@ def test_another_process_talks_of_what_matters_alone_and_writes_the_same_bytes(t
 
 @pytest.mark.parametrize("layout", ["stock", "functions"])
 def test_the_same_input_gives_the_same_weights_twice(layout):
-    same_program(*(coreml_file(weights_of(checkpoint(), "w4"), layout=layout) for _ in range(2)))
+    same_program(*(coreml_file(weights_of(checkpoint(), "w4-fast"), layout=layout) for _ in range(2)))
 
 
 def same_program(first: Path, second: Path) -> None:
@@ -150,6 +150,6 @@ def test_tokens_beyond_sixteen_bits_are_right(tmp_path, recipe, vocab):
 
 def test_short_contexts_are_computed_in_int16():
     """What the limit above is a limit of: below it the smaller type is taken, which the Neural Engine can."""
-    (block,) = blocks_of(coreml_artifact(checkpoint(), "--recipe", "w4")).values()
+    (block,) = blocks_of(coreml_artifact(checkpoint(), "--recipe", "w4-fast")).values()
     kinds = {op.outputs[0].name for op in block.operations if op.type == "cast"}
     assert any("int16" in name for name in kinds)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coremltools.models.utils import load_spec
-from exported import CONTEXT, checkpoint, coreml_artifact
+from exported import CONTEXT, checkpoint, coreml_artifact, with_recipe
 from test_coreml_one_copy import WEIGHTS, package_of
 from test_onnx_verify import agreed, one_row_late, verdict  # noqa: F401 - a fixture
 from tiny_families import written
@@ -25,8 +25,8 @@ from mobile_export.emit.coreml.decoder import ScaledRmsNorm
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 FORMS = {
     "fp32": ("--recipe", "fp32"),
-    "w4": ("--recipe", "w4"),
-    "palettes": ("--recipe", "w4", "--palettes"),
+    "w4-fast": ("--recipe", "w4-fast"),
+    "palettes": ("--recipe", "w4-fast", "--palettes"),
     "functions": ("--recipe", "w8", "--layout", "functions", "--max-prompt", "8"),
 }
 SHARED = ("--schedule", "immediate")
@@ -271,7 +271,7 @@ def keys_and_values_of_another_execution(block: Block) -> None:
         attention[3].inputs[parameter].CopyFrom(attention[2].inputs[parameter])
 
 
-@pytest.mark.parametrize("form", ["w4", "functions"])
+@pytest.mark.parametrize("form", ["w4-fast", "functions"])
 def test_two_executions_that_read_one_cache_row_are_found_out(tmp_path, verdict, form):  # noqa: F811
     good = coreml_artifact(checkpoint(), "--no-verify", *FORMS[form], *SHARED)
     code, failed = verdict(edited(good, tmp_path / "out", keys_and_values_of_another_execution), checkpoint())
@@ -279,7 +279,7 @@ def test_two_executions_that_read_one_cache_row_are_found_out(tmp_path, verdict,
     assert STEPS in failed
 
 
-@pytest.mark.parametrize("form", ["w4", "functions"])
+@pytest.mark.parametrize("form", ["w4-fast", "functions"])
 def test_another_order_of_as_many_executions_is_found_out(tmp_path, verdict, form):  # noqa: F811
     asked, made = (
         coreml_artifact(checkpoint(), "--no-verify", *FORMS[form], "--schedule", order) for order in ("immediate", "reverse")
@@ -320,9 +320,9 @@ QKV = "blocks_0_attention_qkv_weight_cast_fp16"
 @pytest.mark.parametrize(
     ("form", "name", "parameter", "change"),
     [
-        ("w4", QKV, "data", one_code),
-        ("w4", QKV, "scale", one_scale),
-        ("w4", "embedding_weight_cast_fp16", "data", one_code),
+        ("w4-fast", QKV, "data", one_code),
+        ("w4-fast", QKV, "scale", one_scale),
+        ("w4-fast", "embedding_weight_cast_fp16", "data", one_code),
         ("functions", QKV, "data", one_code),
         ("palettes", QKV, "scale", one_scale),
         ("palettes", "blocks_0_attention_qkv_weight_codes_cast_fp16", "indices", one_code),
@@ -359,12 +359,12 @@ def test_a_wrong_norm_or_table_is_found_out(tmp_path, verdict, name, constant, c
     assert {STEPS, PROMPT, SWIFT} <= set(failed)
 
 
-@pytest.mark.parametrize("form", ["fp32", "w4"])
+@pytest.mark.parametrize("form", ["fp32", "w4-fast"])
 def test_another_checkpoint_is_found_out(verdict, form):  # noqa: F811
     code, failed = verdict(coreml_artifact(checkpoint(), "--no-verify", *FORMS[form]), checkpoint(seed=1))
     assert code == 1
     assert {STEPS, PROMPT, SWIFT} <= set(failed)
-    assert (CODES in failed) == (form == "w4")
+    assert (CODES in failed) == (form == "w4-fast")
 
 
 # --- a wrong emitter ---------------------------------------------------------------------------------------------------
@@ -420,7 +420,8 @@ def test_an_export_that_came_out_wrong_is_not_written(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patched:
         broken(patched)
         capsys.readouterr()
-        code = run(["coreml", str(checkpoint()), "--out", str(tmp_path / "out"), "--max-context", str(CONTEXT), *arguments])
+        sizes = ("--max-context", str(CONTEXT))
+        code = run(["coreml", str(checkpoint()), "--out", str(tmp_path / "out"), *sizes, *with_recipe(arguments)])
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {tmp_path}/out: the artifact disagrees with the same numbers, rounded to float16, in plain ")

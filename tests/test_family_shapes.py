@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 OF_LLAMAS_KIND = {"llama", "mobilellm"}  # their tiny checkpoints have tests of their own (tiny_checkpoints.py)
 
 
-@pytest.mark.parametrize("recipe", ["w4", "w8"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["name"])
 def test_a_shipped_size_is_recognised_and_takes_every_recipe(model, recipe):
     """No weight is read; every tensor has its place, and every matrix divides into the recipe's groups."""

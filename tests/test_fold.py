@@ -130,7 +130,7 @@ def test_a_channel_that_is_never_used_gets_a_finite_scale():
 
 def test_channels_are_folded_where_rounding_then_loses_less():
     """A matrix that lies on its grid already loses nothing until it is folded; one whose columns differ in size gains."""
-    weights = weights_of(checkpoint(blocks=1), "w4")
+    weights = weights_of(checkpoint(blocks=1), "w4-fast")
     inputs = {name: torch.ones(50, matrix.shape[1]) for name, matrix in weights.matrices.items()}
     own, down = weights.float32, "blocks.0.ffn.down.weight"
     sizes = torch.linspace(0, 5, weights.shape(down)[1]).exp()[torch.randperm(weights.shape(down)[1])]

@@ -418,7 +418,7 @@ def test_a_quantized_linear_worked_by_hand(seed, biased, precision):
             assert got[t, row].item() == pytest.approx(expected, abs=2e-5)  # 64 float32 sums of values up to 10
 
 
-@pytest.mark.parametrize("recipe", ["w4", "w8", "w4-all"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8", "w4-all"])
 def test_the_quantized_reference_is_a_stock_llama_with_the_codes_values(tmp_path, recipe):
     """Every matrix replaced by code * scale, and every Linear fed by rows through int8."""
     folder = write_mobilellm(tmp_path, layer_sharing=True)

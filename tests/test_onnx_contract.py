@@ -79,7 +79,7 @@ def described(values: list[onnxruntime.NodeArg]) -> dict[str, tuple[str, list[in
 @pytest.mark.parametrize(
     ("arguments", "floats"),
     [((), "float"), (("--activations", "float16"), "float16"), (("--kv", "int8"), "int8")],
-    ids=["w4", "float16", "int8"],
+    ids=["w4-fast", "float16", "int8"],
 )
 def test_inputs_and_outputs_are_what_onnxruntime_genai_binds(arguments, floats):
     session = runtime(onnx_artifact(checkpoint(), "--no-verify", *SHARED, *arguments)).session
@@ -148,11 +148,11 @@ def test_texts_side_by_side_do_not_mix(name):
 
 
 def test_every_quantized_product_asks_for_int8_activations():
-    for recipe in ("w4", "w8", "w4-all"):
+    for recipe in ("w4-fast", "w8", "w4-all"):
         graph = onnx.load(onnx_artifact(checkpoint(), "--no-verify", "--recipe", recipe) / "model.onnx").graph
         products = [attributes(node) for node in graph.node if node.op_type == "MatMulNBits"]
         assert [found["accuracy_level"] for found in products] == [4] * 11
-        assert {found["bits"] for found in products} == {"w4": {4, 8}, "w8": {8}, "w4-all": {4}}[recipe]
+        assert {found["bits"] for found in products} == {"w4-fast": {4, 8}, "w8": {8}, "w4-all": {4}}[recipe]
 
 
 def test_the_graph_tells_block_and_execution():
@@ -342,7 +342,7 @@ def test_a_scale_float16_cannot_hold_is_refused_naming_the_tensor(tmp_path, fail
     tensors = llama_tensors()
     tensors["model.layers.1.mlp.up_proj.weight"] *= factor
     write_weights(source, tensors)
-    code, line = fails("onnx", source, "--activations", "float16", "--out", tmp_path / "out")
+    code, line = fails("onnx", source, "--recipe", "w4-fast", "--activations", "float16", "--out", tmp_path / "out")
     assert code == 3
     assert line == (
         "model.safetensors: model.layers.1.mlp.up_proj.weight: a scale is too small or too large for float16; "
@@ -357,7 +357,7 @@ def test_a_norm_float16_cannot_hold_is_refused_naming_it(tmp_path, fails, verify
     tensors = llama_tensors()
     tensors["model.layers.1.input_layernorm.weight"][5] = 70_000
     write_weights(source, tensors)
-    code, line = fails("onnx", source, "--activations", "float16", "--out", tmp_path / "out", *verify)
+    code, line = fails("onnx", source, "--recipe", "w4-fast", "--activations", "float16", "--out", tmp_path / "out", *verify)
     then = "leave --activations float16 out"
     assert (code, line) == (3, f"blocks.1.attention.norm.weight: a value is too large for float16; {then}")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

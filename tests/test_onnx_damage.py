@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-from exported import CONTEXT, checkpoint, onnx_artifact
+from exported import CONTEXT, checkpoint, onnx_artifact, with_recipe
 from test_artifact_folder import mounted
 from tiny_checkpoints import llama_tensors, write_llama, write_weights
 
@@ -80,7 +80,7 @@ def test_a_weight_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path,
     tensors = llama_tensors()
     tensors["model.layers.1.mlp.down_proj.weight"][3, 7] = value
     write_weights(source, tensors)
-    code, line = fails("onnx", source, "--out", tmp_path / "out")
+    code, line = fails("onnx", source, "--recipe", "w4-fast", "--out", tmp_path / "out")
     assert code == 3
     assert "model.layers.1.mlp.down_proj.weight" in line
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
@@ -179,7 +179,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def export(out: Path, *arguments: str) -> int:
-    return run(["onnx", str(checkpoint()), "--no-verify", "--max-context", str(CONTEXT), "--out", str(out), *arguments])
+    sizes = ("--max-context", str(CONTEXT))
+    return run(["onnx", str(checkpoint()), "--no-verify", *sizes, "--out", str(out), *with_recipe(arguments)])
 
 
 @pytest.mark.parametrize("arguments", [(), ("--kv", "int8")], ids=["plain", "calibrated"])
@@ -225,7 +226,7 @@ def add(self, *given):
     return right(self, *given)
 WeightsFile.add = add
 from mobile_export.cli import run
-sys.exit(run(["onnx", sys.argv[1], "--no-verify", "--out", sys.argv[2]]))
+sys.exit(run(["onnx", sys.argv[1], "--no-verify", "--recipe", "w4-fast", "--out", sys.argv[2]]))
 """
 
 

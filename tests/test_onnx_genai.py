@@ -53,7 +53,7 @@ def talkative() -> Path:
 
 SHARED = ("--schedule", "0,1,1,0")
 FORMS = {
-    "w4": (),
+    "w4-fast": (),
     "w4-all": ("--recipe", "w4-all"),
     "fp32": ("--recipe", "fp32"),
     "int8-cache": ("--recipe", "w8", "--kv", "int8"),

@@ -21,7 +21,7 @@ from exported import ROOM, artifact, checkpoint, manifest, onnx_artifact, progra
 
 from mobile_export.audit import audit_artifact
 
-RECIPES, ALIGNMENT = ["w4", "w8", "w4-all"], 64
+RECIPES, ALIGNMENT = ["w4-fast", "w8", "w4-all"], 64
 MATRICES = ("attention.qkv", "ffn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
@@ -174,7 +174,7 @@ def exported(recipe: str, schedule: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(("schedule", "order"), ORDERS, ids=[name for name, _ in ORDERS])
-@pytest.mark.parametrize("recipe", ["w4", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "fp32"])
 def test_every_execution_of_a_block_uses_the_same_initializers(recipe, schedule, order):
     graph = graph_of(exported(recipe, schedule))
     names = [tensor.name for tensor in graph.initializer]
@@ -183,7 +183,7 @@ def test_every_execution_of_a_block_uses_the_same_initializers(recipe, schedule,
     assert [{name for name in found if name.startswith("blocks.")} for found in uses] == [
         {name for name in names if name.startswith(f"blocks.{stored}.")} for stored in order
     ]
-    assert len({name for name in names if name.startswith("blocks.0.")}) == (12 if recipe == "w4" else 7)
+    assert len({name for name in names if name.startswith("blocks.0.")}) == (12 if recipe == "w4-fast" else 7)
     held = {tensor.name: tensor.SerializeToString() for tensor in graph.initializer}
     assert held == {tensor.name: tensor.SerializeToString() for tensor in graph_of(exported(recipe)).initializer}
 
@@ -194,7 +194,7 @@ def used_by(graph: onnx.GraphProto, names: list[str], prefix: str) -> set[str]:
     return {value for node in nodes for value in node.input} & set(names)
 
 
-@pytest.mark.parametrize("recipe", ["w4", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "fp32"])
 def test_a_shared_models_data_file_is_the_bases_and_its_graph_a_few_nodes_larger(recipe):
     base = exported(recipe)
     for schedule, order in ORDERS:
@@ -240,7 +240,7 @@ def test_a_tied_tables_two_names_cover_one_range(recipe):
 def test_a_head_of_its_own_is_stored_beside_the_table(recipe):
     tied, untied = (onnx_artifact(checkpoint(tied=tied), "--recipe", recipe, "--no-verify") for tied in (True, False))
     sizes = [(folder / "model.onnx.data").stat().st_size for folder in (tied, untied)]
-    table = {"w4": 6144, "w8": 6144, "w4-all": 3072, "fp32": 24_576}[recipe]  # its scales are so few that the graph holds them
+    table = {"w4-fast": 6144, "w8": 6144, "w4-all": 3072, "fp32": 24_576}[recipe]  # the graph holds its scales: they are few
     assert 0 <= sizes[1] - sizes[0] - table < ALIGNMENT
     parts = {part["name"]: part["bytes"] for part in manifest(untied)["parts"]}
     assert parts["head"] == parts["embedding"] == table
@@ -248,7 +248,7 @@ def test_a_head_of_its_own_is_stored_beside_the_table(recipe):
 
 @pytest.mark.parametrize(("schedule", "order"), [(None, [0, 1]), *ORDERS], ids=["base", *(name for name, _ in ORDERS)])
 def test_every_execution_has_a_cache_of_its_own(schedule, order):
-    graph = graph_of(exported("w4", schedule))
+    graph = graph_of(exported("w4-fast", schedule))
     slots = [f"{slot}.{part}" for slot, part in itertools.product(range(len(order)), ("key", "value"))]
     assert [value.name for value in graph.input] == ["input_ids", "attention_mask", *(f"past_key_values.{s}" for s in slots)]
     assert [value.name for value in graph.output] == ["logits", *(f"present.{s}" for s in slots)]
@@ -259,7 +259,7 @@ def test_every_execution_has_a_cache_of_its_own(schedule, order):
     assert [list(node.output[1:3]) for node in attention] == [
         [f"present.{slot}.{part}" for part in ("key", "value")] for slot in range(len(order))
     ]
-    assert manifest(exported("w4", schedule))["kv_cache"]["slots"] == len(order)
+    assert manifest(exported("w4-fast", schedule))["kv_cache"]["slots"] == len(order)
 
 
 RESIDENT = """

@@ -42,7 +42,7 @@ def test_quantized_weights_are_the_same_codes_in_pytorch(name, recipe):
     assert errors(got, want).max() <= LIMIT
 
 
-@pytest.mark.parametrize("recipe", ["w4", "w8", "w4-all"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8", "w4-all"])
 def test_onnxruntime_fuses_every_product_of_a_shared_model(tmp_path, recipe):
     """A DequantizeLinear that is left would make float weights at every step, forty times slower."""
     path = onnx_file(weights_of(checkpoint("mobilellm", layer_sharing=True), recipe), portable=True)
@@ -91,7 +91,7 @@ def test_an_odd_vocabulary_at_four_bits_is_refused(capsys, tmp_path):
         "model.embed_tokens.weight: an odd number of rows, 97, at 4 bits cannot be written for --portable; "
         "give it 8 bits, or leave --portable out\n"
     )
-    assert run(["onnx", str(folder), "--recipe", "w4", "--portable", "--out", out, "--max-context", "64"]) == 0
+    assert run(["onnx", str(folder), "--recipe", "w4-fast", "--portable", "--out", out, "--max-context", "64"]) == 0
 
 
 @pytest.mark.parametrize("other", [("--kv", "int8"), ("--activations", "float16")])

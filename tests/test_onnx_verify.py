@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from exported import CONTEXT, checkpoint, onnx_artifact
+from exported import CONTEXT, checkpoint, onnx_artifact, with_recipe
 from tiny_families import written
 
 from mobile_export.audit import audit_artifact
@@ -23,7 +23,7 @@ from mobile_export.emit.onnx.weights_file import WeightsFile
 Edit = Callable[[onnx.GraphProto], object]
 FORMS = {
     "fp32": ("--recipe", "fp32"),
-    "w4": ("--recipe", "w4"),
+    "w4-fast": ("--recipe", "w4-fast"),
     "w8": ("--recipe", "w8"),
     "int8-cache": ("--recipe", "w8", "--kv", "int8"),
     "float16": ("--recipe", "w8", "--activations", "float16"),
@@ -101,7 +101,7 @@ def lower_accuracy_level(graph: onnx.GraphProto) -> None:
 
 
 @pytest.mark.parametrize("edit", [without_accuracy_level, lower_accuracy_level])
-@pytest.mark.parametrize("form", ["w4", "w8", "float16"])
+@pytest.mark.parametrize("form", ["w4-fast", "w8", "float16"])
 def test_products_without_int8_activations_are_found_out(tmp_path, verdict, form, edit):
     """Slow, and on 8-bit weights very: nothing in the numbers of one product need show it."""
     folder = edited(onnx_artifact(checkpoint(), "--no-verify", *FORMS[form]), tmp_path / "out", edit)
@@ -155,12 +155,12 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", SLIGHT)
-@pytest.mark.parametrize("form", ["fp32", "w4", "w8", "int8-cache"])  # float16 rounds more than these change
+@pytest.mark.parametrize("form", ["fp32", "w4-fast", "w8", "int8-cache"])  # float16 rounds more than these change
 def test_a_graph_slightly_wrong_is_found_out(tmp_path, verdict, form, edit):
     folder = edited(onnx_artifact(checkpoint(), "--no-verify", *FORMS[form]), tmp_path / "out", edit)
     code, failed = verdict(folder, checkpoint())
     assert code == 1
-    if form in ("w4", "w8"):
+    if form in ("w4-fast", "w8"):
         assert set(failed) >= {"float activations, token by token", "float activations, prompt"}
 
 
@@ -356,7 +356,8 @@ def test_an_export_that_came_out_wrong_is_not_written(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patched:
         broken(patched)
         capsys.readouterr()
-        code = run(["onnx", str(checkpoint()), "--out", str(tmp_path / "out"), "--max-context", str(CONTEXT)])
+        sizes = ("--max-context", str(CONTEXT))
+        code = run(["onnx", str(checkpoint()), "--out", str(tmp_path / "out"), *with_recipe(sizes)])
     out, err = capsys.readouterr()
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {tmp_path}/out: the artifact disagrees with the same codes and scales in plain PyTorch: ")
@@ -377,7 +378,7 @@ def test_a_payload_written_twice_is_found_by_the_audit(tmp_path, monkeypatch):
     assert audit_artifact(good / "model.onnx").clean
     monkeypatch.setattr(WeightsFile, "add", add)
     out = tmp_path / "out"
-    assert run(["onnx", str(checkpoint()), "--out", str(out), "--no-verify", *SHARED]) == 0
+    assert run(["onnx", str(checkpoint()), "--out", str(out), "--no-verify", *with_recipe(SHARED)]) == 0
     audit = audit_artifact(out / "model.onnx")
     assert not audit.clean
     assert [duplicate.names for duplicate in audit.duplicates] == [(("embedding.weight.rows",), ("embedding.weight.codes",))]

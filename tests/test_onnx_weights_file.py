@@ -180,7 +180,7 @@ def start_at(monkeypatch: pytest.MonkeyPatch, begin: int) -> None:
     monkeypatch.setattr(program, "WeightsFile", Far)
 
 
-@pytest.mark.parametrize("recipe", ["w4", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "fp32"])
 @pytest.mark.parametrize("border", [2**31, 2**32], ids=["2GiB", "4GiB"])
 def test_weights_on_both_sides_of_a_border_are_found_by_the_runtime(tmp_path, monkeypatch, border, recipe):
     weights = weights_of(checkpoint(), recipe)

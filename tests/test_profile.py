@@ -14,7 +14,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
-from exported import CONTEXT, artifact, checkpoint, onnx_artifact
+from exported import CONTEXT, artifact, checkpoint, onnx_artifact, with_recipe
 from fake_measurement import MEASURED
 from PIL import Image, ImageColor
 from runner_operators import needs_compiler
@@ -56,7 +56,7 @@ def test_a_profile_of_a_pte(folder, tmp_path, capsys):
     page = capsys.readouterr().out
     held = json.loads((folder / "manifest.json").read_text())
     assert [dataclasses.asdict(file) for file in found.files] == held["files"]
-    assert (found.format, found.recipe, found.runs, found.prompt_tokens, found.new_tokens) == ("pte", "w4", 2, 10, 8)
+    assert (found.format, found.recipe, found.runs, found.prompt_tokens, found.new_tokens) == ("pte", "w4-fast", 2, 10, 8)
     assert re.fullmatch(r"executorch [\d.]+, C\+\+", found.runtime)
     assert found.weights == "packed at load"
     assert [at.threads for at in found.by_threads] == [1, 2]
@@ -299,7 +299,7 @@ def test_what_only_a_pte_has(fails, option):
 @pytest.mark.parametrize("verb", [("coreml",), ("pte", "--backend", "coreml")], ids=["package", "delegate"])
 def test_core_ml_is_not_measured_here(fails, tmp_path, verb):
     out = tmp_path / "out"
-    assert run([*verb, str(checkpoint()), "--out", str(out), "--max-context", "64", "--no-verify"]) == 0
+    assert run([*verb, str(checkpoint()), "--out", str(out), *with_recipe(("--max-context", "64", "--no-verify"))]) == 0
     code, said = fails("profile", out, *QUICK)
     assert code == 2
     assert said.startswith(f"{out}: Core ML runs on Apple's systems alone")

@@ -155,7 +155,7 @@ def test_a_program_that_is_none_does_not_load(tmp_path):
         PteRuntime(tmp_path / "model.pte")
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w4"])
+@pytest.mark.parametrize("recipe", ["fp32", "w4-fast"])
 def test_without_transformers_the_float32_oracle_is_our_own_decoder_and_says_so(monkeypatch, recipe):
     from mobile_export.verify import oracle
 

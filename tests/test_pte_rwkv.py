@@ -67,7 +67,7 @@ def test_a_piece_is_one_delegate_and_the_recurrence_is_listed_once():
     assert program.attention == "none"
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("rwkv4", "w8"), (NAME, "w4")])
+@pytest.mark.parametrize(("name", "recipe"), [("rwkv4", "w8"), (NAME, "w4-fast")])
 def test_a_quantized_one_passes_its_verification(name, recipe):
     folder = artifact(written(name), "--recipe", recipe)
     found = manifest(folder)
@@ -105,7 +105,7 @@ def state_bytes(file: bytes) -> int:
 
 
 def test_a_manifest_counts_the_state_the_program_has(capsys):
-    folder = artifact(written(NAME), "--recipe", "w4")
+    folder = artifact(written(NAME), "--recipe", "w4-fast")
     kept = manifest(folder)["kv_cache"]
     assert (kept["slots"], kept["rows"], kept["bytes_per_token"], kept["bytes_at_max_context"]) == (0, [], 0, 0)
     assert kept["state_bytes"] == 2 * 4 * (2 * 64 + 3 * 32) == state_bytes((folder / "model.pte").read_bytes())

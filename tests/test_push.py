@@ -40,7 +40,7 @@ def bed(tmp_path, monkeypatch, client):
         yield made
 
 
-def artifact_in(folder: Path, seed: int = 0, manifest: str = "llama-w4") -> Path:
+def artifact_in(folder: Path, seed: int = 0, manifest: str = "llama-w4-fast") -> Path:
     """An artifact, with a file of the user's beside it."""
     made = carried_artifact(folder, seed, manifest)
     (made / "notes.txt").write_text("mine")

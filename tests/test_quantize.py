@@ -230,7 +230,7 @@ def test_the_weight_itself_is_left_alone(weight, precision):
 # --- the weights of a model ------------------------------------------------------------------------------------------
 
 
-def weights_of(path, recipe="w4", schedule=None):
+def weights_of(path, recipe="w4-fast", schedule=None):
     checkpoint = open_checkpoint(str(path))
     recognised = recognise(checkpoint)
     return ModelWeights(checkpoint, recognised, plan_sharing(checkpoint, recognised, schedule), read_recipe(recipe))
@@ -240,13 +240,13 @@ def weights_of(path, recipe="w4", schedule=None):
 # qkv 128 x 64, o 64 x 64, gate and up 128 x 64, down 64 x 128 = 36,864 parameters in 512 rows.
 BLOCK, ROWS, NORMS = 36_864, 128 + 64 + 128 + 128 + 64, 2 * 64
 TABLE = 96 * 64
-BLOCK_BYTES = {"w4": BLOCK // 2 + BLOCK // 32 * 2, "w8": BLOCK + ROWS * 4, "fp32": 4 * BLOCK}
-TABLE_BYTES = {"w4": TABLE + 96 * 4, "w8": TABLE + 96 * 4, "fp32": 4 * TABLE, "w4-all": TABLE // 2 + TABLE // 32 * 2}
-BLOCK_BYTES["w4-all"] = BLOCK_BYTES["w4"]
+BLOCK_BYTES = {"w4-fast": BLOCK // 2 + BLOCK // 32 * 2, "w8": BLOCK + ROWS * 4, "fp32": 4 * BLOCK}
+TABLE_BYTES = {"w4-fast": TABLE + 96 * 4, "w8": TABLE + 96 * 4, "fp32": 4 * TABLE, "w4-all": TABLE // 2 + TABLE // 32 * 2}
+BLOCK_BYTES["w4-all"] = BLOCK_BYTES["w4-fast"]
 SCALES_AGAIN = TABLE // 32 * 2  # of a tied 4-bit table: float16 for the gather, bfloat16 for the matmul
 
 
-@pytest.mark.parametrize("recipe", ["w4", "w4-all", "w8", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w4-all", "w8", "fp32"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_predicted_bytes_are_the_sum_written_out(tmp_path, recipe, tied):
     weights = weights_of(write_llama(tmp_path, tied=tied), recipe)
@@ -273,7 +273,7 @@ def test_a_shared_block_is_stored_once_and_executed_twice(tmp_path, how):
         weights = weights_of(write_llama(tmp_path, duplicate_schedule=(0, 1, 1, 0)))
     else:
         weights = weights_of(write_llama(tmp_path), schedule="repeat-all-over")
-    assert weights.predicted_bytes()["blocks"] == 2 * BLOCK_BYTES["w4"]
+    assert weights.predicted_bytes()["blocks"] == 2 * BLOCK_BYTES["w4-fast"]
     assert sizes.stored_parameters(weights) == TABLE + 2 * (BLOCK + NORMS) + 64
     assert sizes.executed_parameters(weights) == 2 * TABLE + 4 * (BLOCK + NORMS) + 64
     assert {weights.matrices[f"blocks.{i}.ffn.up.weight"].uses for i in (0, 1)} == {2}
@@ -310,7 +310,7 @@ def test_stored_blocks_are_renumbered_and_hold_their_own_values(tmp_path):
     assert torch.equal(weights.float32("blocks.1.ffn.down.weight"), expected)
 
 
-@pytest.mark.parametrize("recipe", ["w4", "w8"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8"])
 def test_the_joined_projection_holds_the_codes_of_its_three_parts(tmp_path, recipe):
     weights = weights_of(write_llama(tmp_path), recipe)
     got = weights.quantized("blocks.1.attention.qkv.weight")
@@ -343,7 +343,7 @@ def test_the_columns_of_the_inspection(tmp_path):
     assert list(parts) == ["embedding", "blocks", "norms"]
     blocks, table = parts["blocks"], parts["embedding"]
     assert (blocks.parameters, blocks.bytes_fp16) == (2 * BLOCK, 4 * BLOCK)
-    assert (blocks.bytes_8_bit, blocks.bytes_4_bit) == (2 * BLOCK_BYTES["w8"], 2 * BLOCK_BYTES["w4"])
+    assert (blocks.bytes_8_bit, blocks.bytes_4_bit) == (2 * BLOCK_BYTES["w8"], 2 * BLOCK_BYTES["w4-fast"])
     assert blocks.bytes_recipe == blocks.bytes_8_bit
     assert (table.bytes_8_bit, table.bytes_4_bit) == (TABLE_BYTES["w8"], TABLE_BYTES["w4-all"] + SCALES_AGAIN)
     assert set(vars(parts["norms"]).values()) == {"norms", 2 * NORMS + 64, 4 * (2 * NORMS + 64)}
@@ -362,8 +362,8 @@ def test_the_embeddings_share(tmp_path, tied, tables):
 
 
 def test_bits_per_weight_count_scales(tmp_path):
-    found = sizes.bits_per_weight(weights_of(write_llama(tmp_path), "w4"))
-    assert found == 8 * (TABLE_BYTES["w4"] + 2 * BLOCK_BYTES["w4"]) / (TABLE + 2 * BLOCK)
+    found = sizes.bits_per_weight(weights_of(write_llama(tmp_path), "w4-fast"))
+    assert found == 8 * (TABLE_BYTES["w4-fast"] + 2 * BLOCK_BYTES["w4-fast"]) / (TABLE + 2 * BLOCK)
     assert sizes.bits_per_weight(weights_of(tmp_path, "fp32")) == 32
 
 

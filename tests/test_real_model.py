@@ -12,7 +12,7 @@ from mobile_export.cli import run
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("real") / "out"
-    assert run(["pte", "smollm2-135m", "--out", str(out), "--max-context", "512"]) == 0
+    assert run(["pte", "smollm2-135m", "--recipe", "w4-fast", "--out", str(out), "--max-context", "512"]) == 0
     return out
 
 

@@ -64,17 +64,23 @@ def test_the_packaged_recipes_are_these():
         "trained": Recipe(
             "trained", "the codes the checkpoint was trained to have; 8 bits where it has none", W8, W8, W8, own_codes=True
         ),
-        "w4": Recipe("w4", "4-bit linears in groups of 32, 8-bit table", W4, W8, W8),
-        "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
-        "w4-gptq": Recipe(
-            "w4-gptq", "w4, the linears calibrated by GPTQ", W4, W8, W8, quantizer="gptq", calibration=Calibration(112, 256)
+        "w4": Recipe(
+            "w4",
+            "4-bit linears in groups of 32, calibrated; 8-bit table",
+            W4,
+            W8,
+            W8,
+            quantizer="gptq",
+            calibration=Calibration(112, 256),
         ),
+        "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
+        "w4-fast": Recipe("w4-fast", "4-bit linears in groups of 32, not calibrated; 8-bit table", W4, W8, W8),
         "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
         "w8-gptq": Recipe("w8-gptq", "w8, calibrated by GPTQ", W8, W8, W8, quantizer="gptq", calibration=Calibration(32, 256)),
     }
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-gptq", "w8", "w8-gptq"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-gptq"])
 def test_a_recipe_goes_through_the_manifest_unchanged(name):
     recipe = read_recipe(name)
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))
@@ -205,7 +211,14 @@ def test_a_file_that_is_not_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("w44", "did you mean 'w4'? "), ("W4", ""), ("int8", ""), ("w4.toml", ""), ("nowhere/w4", "")],
+    [
+        ("w44", "did you mean 'w4'? "),
+        ("w4-gptq", "did you mean 'w4'? "),  # its name in earlier versions
+        ("W4", ""),
+        ("int8", ""),
+        ("w4.toml", ""),
+        ("nowhere/w4", ""),
+    ],
 )
 def test_a_recipe_there_is_not(tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)

@@ -74,7 +74,7 @@ def assert_same(measured: Measurement, logits: torch.Tensor) -> None:
 ASK = ("--logits-of", ",".join(map(str, TOKENS)))
 ALL = (*ASK, "--logits-values", "100000")
 PTE = {
-    "w4": lambda: artifact(checkpoint()),
+    "w4-fast": lambda: artifact(checkpoint()),
     "int8 cache": lambda: artifact(checkpoint(), "--kv", "int8"),
     "plain operators": lambda: artifact(checkpoint(), "--attention", "core"),
     "blocks shared": lambda: artifact(checkpoint("mobilellm", layer_sharing=True, form="bin"), "--recipe", "fp32"),

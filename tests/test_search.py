@@ -253,7 +253,7 @@ def test_a_recipe_gives_each_matrix_what_was_chosen_and_comes_back_from_its_file
     assert read_recipe(str(path)) == recipe
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-gptq", "w8", "w8-gptq"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-gptq"])
 def test_a_packaged_recipe_written_anew_is_the_same(name, tmp_path):
     (tmp_path / "again.toml").write_text(to_toml(read_recipe(name)))
     assert read_recipe(str(tmp_path / "again.toml")) == read_recipe(name)
@@ -293,7 +293,7 @@ def test_the_recipe_fits_the_size_and_costs_what_was_predicted():
 def test_a_calibrated_recipe_is_measured_as_it_will_be_exported(tmp_path, monkeypatch, capsys):
     real = Calibration
     monkeypatch.setattr("mobile_export.quantize.recipe.Calibration", lambda *given: real(*(given or (8, 32))))
-    limit = sum(weights_of(folder_of("llama"), "w4").predicted_bytes().values())
+    limit = sum(weights_of(folder_of("llama"), "w4-fast").predicted_bytes().values())
     clipped, _ = searched("--target-size", f"{limit}B", "--quantizer", "clip")
     arguments = ["search", str(folder_of("llama")), "--target-size", f"{limit}B", "--out", str(tmp_path / "mine.toml")]
     assert run([*arguments, "--plot", str(tmp_path / "mine.png")]) == 0
@@ -360,7 +360,7 @@ def test_every_matrix_has_its_dot_higher_the_more_it_costs():
 
 
 def test_a_benchmarks_artifacts_lie_by_size_and_divergence_and_are_named():
-    rows = [("plain", "w4", "onnx", 95, 0.3), ("plain", "w8", "onnx", 138, 0.02), ("rescaled", "w4", "pte", 89, 0.15)]
+    rows = [("plain", "w4-fast", "onnx", 95, 0.3), ("plain", "w8", "onnx", 138, 0.02), ("rescaled", "w4-fast", "pte", 89, 0.15)]
     keys = ("subject", "recipe", "format", "bytes", "kl")
     drawing = quality_plot.draw([dict(zip(keys, (*row[:3], row[3] * 10**6, row[4]), strict=True)) for row in rows])
     first, second, third = drawing.dots
@@ -370,7 +370,7 @@ def test_a_benchmarks_artifacts_lie_by_size_and_divergence_and_are_named():
     lines = {label.text: label for label in drawing.labels}
     assert first.y == pytest.approx(lines["0.3"].y - 4, abs=0.1)
     assert lines["90"].x < first.x < lines["100"].x
-    assert [label.text for label in drawing.labels if label.color == third.color] == ["rescaled, pte", "w4"]
+    assert [label.text for label in drawing.labels if label.color == third.color] == ["rescaled, pte", "w4-fast"]
 
 
 # --- what cannot be --------------------------------------------------------------------------------------------------

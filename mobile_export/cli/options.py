@@ -13,7 +13,13 @@ from mobile_export.errors import UsageError
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder, a .gguf or .pt file, or smollm2-135m.")
 ]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (see `recipes`), or a TOML file.")]
+RecipeOption = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        help="A recipe's name (see `recipes`), or a TOML file. w4 is calibrated, which takes minutes once; w4-fast is not.",
+    ),
+]
 ScheduleOption = Annotated[
     str | None,
     typer.Option(

@@ -273,7 +273,7 @@ class _Walk:
     def _check_finite(self, name: str, moments: Moments) -> None:
         if not all(sums.isfinite().all() for sums in (moments.hessian, moments.shift) if sums is not None):
             what = "its inputs go beyond float32 on the calibration text"
-            raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4")
+            raise InputError(self.weights.where(name), what, "use a recipe without calibration, such as w4-fast")
 
 
 class _SettledLinear(nn.Module):

@@ -12,7 +12,7 @@ import kotlin.test.assertTrue
 class ArtifactTest {
     private val place = createTempDirectory().toFile()
     private val folder = File(place, "llama")
-    private val text = GOLDEN.resolve("manifests/llama-w4.json").readText()
+    private val text = GOLDEN.resolve("manifests/llama-w4-fast.json").readText()
 
     @AfterTest
     fun remove() {
