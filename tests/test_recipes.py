@@ -76,11 +76,13 @@ def test_the_packaged_recipes_are_these():
         "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
         "w4-fast": Recipe("w4-fast", "4-bit linears in groups of 32, not calibrated; 8-bit table", W4, W8, W8),
         "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
-        "w8-gptq": Recipe("w8-gptq", "w8, calibrated by GPTQ", W8, W8, W8, quantizer="gptq", calibration=Calibration(32, 256)),
+        "w8-calibrated": Recipe(
+            "w8-calibrated", "w8, calibrated", W8, W8, W8, quantizer="gptq", calibration=Calibration(32, 256)
+        ),
     }
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-gptq"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-calibrated"])
 def test_a_recipe_goes_through_the_manifest_unchanged(name):
     recipe = read_recipe(name)
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))

@@ -253,7 +253,7 @@ def test_a_recipe_gives_each_matrix_what_was_chosen_and_comes_back_from_its_file
     assert read_recipe(str(path)) == recipe
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-gptq"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-calibrated"])
 def test_a_packaged_recipe_written_anew_is_the_same(name, tmp_path):
     (tmp_path / "again.toml").write_text(to_toml(read_recipe(name)))
     assert read_recipe(str(tmp_path / "again.toml")) == read_recipe(name)
