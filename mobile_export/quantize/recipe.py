@@ -157,7 +157,7 @@ def read_recipe(name_or_file: str) -> Recipe:
     packaged = packaged_recipes()
     path = packaged.get(name_or_file, Path(name_or_file))
     if not path.is_file():
-        begins = [name for name in packaged if name_or_file.startswith(f"{name}-")]  # w4-gptq is w4 since then
+        begins = [name for name in packaged if name_or_file.startswith(f"{name}-")]  # w4-gptq, the former name of w4
         close = difflib.get_close_matches(name_or_file, packaged, n=1) or begins
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UsageError(f"--recipe {name_or_file}", "no such recipe or file", f"{hint}recipes: {', '.join(packaged)}")
