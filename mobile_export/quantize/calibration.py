@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 ALGORITHM = 4  # of sampling and of calibrating: a change to either makes worthless what was kept
 LEAST_TOKENS = 256  # of a user's text: with fewer, most of a matrix's inputs would hardly be seen
-# Threads an operator runs on, whatever the machine has: the order in which a sum is taken depends on them. While the model is
-# calibrated texts run side by side on one thread each; while it is sampled from, all texts are one operator's rows.
-CALIBRATING, SAMPLING = 1, 2
+THREADS = 1  # whatever the machine has: the order in which a sum is taken depends on them
 
 Say = Callable[[str], None]
 Tensors = Mapping[str, torch.Tensor]
@@ -73,7 +71,7 @@ def calibrated(weights: ModelWeights, file: Path | None, say: Say) -> Calibrated
     from mobile_export.quantize.calibrated import calibrate
 
     plain, wanted = weights.uncalibrated(say), weights.recipe.calibration or Calibration()
-    with _threads(CALIBRATING):
+    with _fixed_threads():
         texts = sampled_texts(plain, wanted, say) if file is None else _texts_of(plain, file, wanted)
         recipe = {key: value for key, value in dataclasses.asdict(weights.recipe).items() if key not in ("name", "description")}
         facts = (identity(plain), recipe, [text.tolist() for text in texts])
@@ -102,7 +100,7 @@ def sampled_texts(plain: ModelWeights, wanted: Calibration, say: Say) -> list[to
     length = min(wanted.tokens, plain.recognised.spec.max_position_embeddings)
 
     def sample() -> Tensors:
-        with torch.no_grad(), _threads(SAMPLING):
+        with torch.no_grad(), _fixed_threads():
             return {"tokens": sample_texts(plain, wanted.sequences, length, say)}
 
     return list(kept_tensors("sampled", (identity(plain), wanted.sequences, length), sample)["tokens"])
@@ -173,9 +171,9 @@ def _sha256(tensors: Tensors) -> str:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _fixed_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(THREADS)
     try:
         yield
     finally:
