@@ -29,6 +29,7 @@ from mobile_export.measure.drawing import (
 from mobile_export.measure.drawing_png import png_of
 
 LEGEND = 120  # pixels for each name
+ROOM = 30, 16  # pixels between two names, beside and above each other
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
     sizes, divergences = [row["bytes"] / 1e6 for row in measured], [row["kl"] for row in measured]
     y_step, x_step = round_step(max(divergences)), round_step(max(max(sizes) - min(sizes), 6.0))
     x_begin = x_step * (math.ceil(min(sizes) / x_step) - 1)
-    columns, rows = math.ceil((max(sizes) - x_begin) / x_step) + 1, math.ceil(max(divergences) / y_step)
+    columns, rows = math.ceil((max(sizes) - x_begin) / x_step) + 1, math.ceil(1.05 * max(divergences) / y_step)
     kinds = list(dict.fromkeys((row["subject"], row["format"]) for row in measured))
     colors = dict(zip(kinds, COLORS, strict=False))
     dots = [
@@ -71,13 +72,20 @@ def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
                 for tick in range(columns + 1)
             ),
             Label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, "MB", "middle"),
-            *(
-                Label(dot.x + 5, dot.y - 5, row["recipe"], "start", color=dot.color)
-                for dot, row in zip(dots, measured, strict=True)
-            ),
+            *named(dots, [row["recipe"] for row in measured]),
         ),
         dots=tuple(dots),
     )
+
+
+def named(dots: Sequence[Dot], names: Sequence[str]) -> list[Label]:
+    """A name for each dot, on its right; on its left where there is another dot's."""
+    labels: list[Label] = []
+    for dot, name in zip(dots, names, strict=True):
+        crowded = any(abs(other.x - dot.x) < ROOM[0] and abs(other.y - dot.y) < ROOM[1] for other in labels)
+        side, anchor = (-5.0, "end") if crowded else (5.0, "start")
+        labels.append(Label(dot.x + side, dot.y - 5, name, anchor, color=dot.color))
+    return labels
 
 
 if __name__ == "__main__":
