@@ -180,16 +180,16 @@ class _Walk:
 
     def _settle_head(self, found: Stream) -> None:
         """Quantize what the head multiplies with, for what reaches it."""
-        head = pieces.head(self.weights, pieces.float_linears(self.weights))
-        stages = [
-            [self.weights.source_of(f"head.{part}.weight") for part in stage]
-            for stage in stages_of(head, head, found[0][:, :1])
-        ]
+        stages = self._head_stages(found[0][:, :1])
         places = Places(stage[0] for stage in stages)
         settling = pieces.head(self.weights, places.place)
         with waiting(self.executions.pool, [functools.partial(settling, x) for x in found]) as go_on:
             for stage in stages:
                 self._settle_stage(stage, places, go_on(), None)
+
+    def _head_stages(self, x: torch.Tensor) -> list[list[str]]:
+        head = pieces.head(self.weights, pieces.float_linears(self.weights))
+        return [[self.weights.source_of(f"head.{part}.weight") for part in stage] for stage in stages_of(head, head, x)]
 
     def _exact_block(self, stored: int) -> nn.Module:
         return pieces.stored_block(self.weights, stored, pieces.float_linears(self.weights))
@@ -263,7 +263,7 @@ class _Walk:
     def _fold(self, stored: int, stages: Stages, heard: Heard) -> None:
         """Find a block's factors from what its matrices are given in float32."""
         inputs = {_weight(stored, part): torch.cat(heard[stage[0]]) for stage in stages for part in stage}
-        self.factors |= fold(self.weights, stored, inputs)
+        self.factors |= fold(self.weights, stored, inputs, each=self.executions.pool.map)
 
     def _columns(self, name: str) -> torch.Tensor:
         """What the inputs of a matrix are divided by now that it is folded, (in_features,)."""

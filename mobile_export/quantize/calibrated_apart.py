@@ -67,7 +67,7 @@ def calibrate_apart(
             if not given.moments.isfinite().all():
                 what = "its inputs go beyond float32 on the calibration text"
                 raise InputError(weights.where(name), what, "add --quantizer clip")
-        factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()})
+        factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()}, each=pool.map)
         named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
     head, inputs = pieces.head(weights, linears), dict[str, _Inputs]()

@@ -13,8 +13,9 @@ which the powers of both are, and the end of making activations easier to round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -30,6 +31,7 @@ ENOUGH = 4096  # tokens whose inputs rounding is tried on
 PAYS = 0.95  # of what is lost otherwise: folding that leaves more is not worth while
 CALIBRATED = 0.35  # of what rounding weights loses is left by GPTQ, which can make nothing good of what inputs lose
 
+Each = Callable[[Callable[[torch.Tensor | None], float], Iterable[torch.Tensor | None]], Iterable[float]]
 Lost = Callable[[tuple[str, ...], torch.Tensor | None], float]  # by matrices, their columns multiplied with something or not
 
 
@@ -66,12 +68,15 @@ class Channels:
         object.__setattr__(self, "count", int(self.channel.max()) + 1)
 
 
-def fold(weights: ModelWeights, stored: int, inputs: Mapping[str, torch.Tensor], lost: Lost | None = None) -> dict[str, Factor]:
+def fold(
+    weights: ModelWeights, stored: int, inputs: Mapping[str, torch.Tensor], lost: Lost | None = None, each: Each = map
+) -> dict[str, Factor]:
     """The factors that fold a stored block, by weight; its function stays what it was.
 
     Args:
         inputs: matrix -> some of what it is multiplied with, float32 (tokens, in_features).
         lost: by rounding; None: as the recipe rounds.
+        each: map, or what runs it side by side.
     """
     factors: dict[str, Factor] = {}
     lost = lost or _Rounded(weights, inputs, factors).lost
@@ -82,9 +87,10 @@ def fold(weights: ModelWeights, stored: int, inputs: Mapping[str, torch.Tensor],
         given = torch.stack([inputs[name].square().mean(dim=0) for name in channels.taking]).mean(dim=0)
         size = _roots(_by_channel(given, channels))
         scales = [size**power / weight ** (1 - power) for power in POWERS]
-        costs = [lost(channels.taking, scale[channels.channel]) for scale in scales]
+        tried = [None, *(scale[channels.channel] for scale in scales)]
+        unfolded, *costs = each(partial(lost, channels.taking), tried)
         least = min(range(len(scales)), key=costs.__getitem__)
-        if costs[least] >= PAYS * lost(channels.taking, None):
+        if costs[least] >= PAYS * unfolded:
             continue
         scale = scales[least]
         for name in channels.taking:
