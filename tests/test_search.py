@@ -419,6 +419,15 @@ def test_activations_beyond_float32(tmp_path, fails):
     assert not (tmp_path / "mine.toml").exists()
 
 
+def test_inputs_of_the_head_beyond_float32(tmp_path):
+    folder = write_llama(tmp_path, blocks=2)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] *= 1e25  # its square is beyond, what the model says is not
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"embed_tokens.weight: its inputs go beyond float32 .*; add --quantizer clip"):
+        sensitivities(weights_of(folder, "w8"), TEXTS, HEARD, silent)
+
+
 def test_the_ends_of_what_is_in_reach_are_in_reach():
     for bits, wanted in (("4.539", {4}), ("8.448", {4, 8})):  # the upper one rounded down
         found, _ = searched("--target-bits", bits, "--quantizer", "clip")

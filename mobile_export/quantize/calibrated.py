@@ -57,7 +57,7 @@ PART = 384  # columns of a product with itself worked out at a time
 def calibrate(
     weights: ModelWeights, texts: Sequence[torch.Tensor], say: Callable[[str], None]
 ) -> tuple[Matrices, dict[str, Factor]]:
-    """Codes and scales of every matrix in the blocks that the recipe quantizes, and what folds all weights of the blocks.
+    """Codes and scales of all that blocks and head multiply with and the recipe quantizes, and what folds the blocks' weights.
 
     The matrices are those of the folded model: the other weights are to be multiplied with their factors.
 

@@ -8,7 +8,7 @@ every block that is still to run again, where shared blocks do not follow at onc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import torch
@@ -63,10 +63,7 @@ def calibrate_apart(
         to_run[stored] -= 1
         if to_run[stored]:
             continue
-        for name, given in inputs.items():
-            if not given.moments.isfinite().all():
-                what = "its inputs go beyond float32 on the calibration text"
-                raise InputError(weights.where(name), what, "add --quantizer clip")
+        _check_finite(weights, inputs)
         factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()}, each=pool.map)
         named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
         found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
@@ -74,6 +71,7 @@ def calibrate_apart(
     with _hearing(head, "head.", inputs, len(texts)):
         for x in stream:
             head(x)
+    _check_finite(weights, inputs)
     for place, given in inputs.items():
         if (name := weights.source_of(place)) in asked:
             found[name] = rounded(name, given.moments)
@@ -96,6 +94,13 @@ class _Inputs:
         if self._texts % self._every == 0:
             self.some.append(x)
         self._texts += 1
+
+
+def _check_finite(weights: ModelWeights, inputs: Mapping[str, _Inputs]) -> None:
+    for place, given in inputs.items():
+        if not given.moments.isfinite().all():
+            what = "its inputs go beyond float32 on the calibration text"
+            raise InputError(weights.where(weights.source_of(place)), what, "add --quantizer clip")
 
 
 def _hearing(block: nn.Module, prefix: str, inputs: dict[str, _Inputs], every: int) -> listening:
