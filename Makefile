@@ -11,7 +11,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1|/p' Makefile | column -t -s '|'
 
 demo: .venv/installed ## export SmolLM2-135M to build/smollm2-135m (.pte) and -onnx, verify, report, generate, check
-	$(BIN)/mobile-export inspect smollm2-135m
+	$(BIN)/mobile-export inspect smollm2-135m --recipe w4-fast
 	$(BIN)/mobile-export pte smollm2-135m --recipe w4-fast --out build/smollm2-135m
 	$(BIN)/mobile-export generate build/smollm2-135m "The capital of France is"
 	$(BIN)/mobile-export check build/smollm2-135m --phone all --dram 6GB --share 5%
