@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the models")
     parser.add_argument("--checkpoint", default="smollm2-135m")
-    parser.add_argument("--recipe", default="w4-all")
+    parser.add_argument("--recipe", default="w4-all-fast")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--markdown", action="store_true")
     asked = parser.parse_args()

@@ -56,7 +56,7 @@ def onnx_command(
     return command if verify else [*command, "--no-verify"]
 
 
-def coreml_command(checkpoint: str, folder: Path, *, recipe: str = "w4-all", schedule: str | None = None) -> list[str]:
+def coreml_command(checkpoint: str, folder: Path, *, recipe: str = "w4-all-fast", schedule: str | None = None) -> list[str]:
     """The command a user would type to export a Core ML package, verification apart."""
     return [*_export_command("coreml", checkpoint, folder, recipe, schedule, 512), "--no-verify"]
 

@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", default="smollm2-135m")
     parser.add_argument("--text", type=Path, default=Path(__file__).parents[1] / "docs" / "sharing.md", help="UTF-8 text.")
-    parser.add_argument("--recipe", default="w8", help="Of the weights, the same for both caches.")
+    parser.add_argument("--recipe", default="w8-fast", help="Of the weights, the same for both caches.")
     parser.add_argument("--markdown", action="store_true", help="As a Markdown table.")
     arguments = parser.parse_args()
 

@@ -63,24 +63,26 @@ class Case:
 def cases() -> list[Case]:
     """Two shapes x recipes x contexts x caches x base and layer-shared, thinned to what differs; then options, then ONNX."""
     small, large = BLOCKS
-    chosen = [Case(small, "pte", recipe, context) for recipe in ("w4-fast", "w8", "w4-all") for context in (256, 2048)]
+    chosen = [
+        Case(small, "pte", recipe, context) for recipe in ("w4-fast", "w8-fast", "w4-all-fast") for context in (256, 2048)
+    ]
     chosen += [Case(small, "pte", "w4-fast", context, kv, shared=True) for context in (512, 1024) for kv in ("float32", "int8")]
     chosen += [Case(small, "pte", "w4-fast", 1024, "int8"), Case(small, "pte", "fp32", 512)]
-    chosen += [Case(large, "pte", recipe, 1024, kv) for recipe in ("w4-fast", "w8") for kv in ("float32", "int8")]
-    chosen += [Case(large, "pte", "w4-fast", 2048, shared=True), Case(large, "pte", "w4-all", 512)]
+    chosen += [Case(large, "pte", recipe, 1024, kv) for recipe in ("w4-fast", "w8-fast") for kv in ("float32", "int8")]
+    chosen += [Case(large, "pte", "w4-fast", 2048, shared=True), Case(large, "pte", "w4-all-fast", 512)]
     chosen += [
         Case(small, "pte", "w4-fast", 512, options=("--attention", "core")),
         Case(large, "pte", "w4-fast", 1024, options=("--attention", "core")),
         Case(small, "pte", "w4-fast", 512, options=("--max-prompt", "32")),
     ]
-    chosen += [Case(shape, "onnx", recipe, 512) for shape in BLOCKS for recipe in ("w4-fast", "w8", "w4-all")]
+    chosen += [Case(shape, "onnx", recipe, 512) for shape in BLOCKS for recipe in ("w4-fast", "w8-fast", "w4-all-fast")]
     chosen += [Case(shape, "onnx", "w4-fast", 2048, shared=True) for shape in BLOCKS]
     chosen += [
         Case(small, "onnx", "w4-fast", 2048),
         Case(large, "onnx", "w4-fast", 1024, "int8"),
         Case(small, "onnx", "fp32", 512),
         Case(small, "onnx", "w4-fast", 512, options=("--portable",)),
-        Case(small, "onnx", "w4-all", 512, options=("--all-logits",)),
+        Case(small, "onnx", "w4-all-fast", 512, options=("--all-logits",)),
     ]
     return chosen
 

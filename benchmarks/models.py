@@ -81,7 +81,7 @@ def _described(name: str, shape: tuple[int, ...]) -> StoredTensor:
     return StoredTensor(name, shape, "F16", name, (name,), read, lambda: torch.tensor(list(name.encode()), dtype=torch.uint8))
 
 
-def weights_of(model: Mapping[str, Any], recipe: str = "w8") -> ModelWeights:
+def weights_of(model: Mapping[str, Any], recipe: str = "w8-fast") -> ModelWeights:
     """A model of MODELS under a recipe; nothing of it can be read."""
     checkpoint = settle(_weightless(model["name"]))
     recognised = recognise(checkpoint)

@@ -6,7 +6,7 @@ the peer's context, so the rotary tables are as long. Each is measured in a proc
 turn: A B C, C B A ..., at one thread and at two; then ours and the peer through onnxruntime-genai.
 
     python -m benchmarks.onnx_peer --work work/onnx-peer
-    python -m benchmarks.onnx_peer --work work/onnx-peer --ours w4-all --runs 40        only the figures to reach
+    python -m benchmarks.onnx_peer --work work/onnx-peer --ours w4-all-fast --runs 40        only the figures to reach
 
 Ratios are medians over the rounds of ours / peer, so a slow moment of the machine, which hits a whole round, cancels.
 """
@@ -27,15 +27,15 @@ from benchmarks.report import Figure, add_report_options, at_least, at_most, fin
 from benchmarks.rounds import as_json, compare, in_turn, say
 from mobile_export.units import counted
 
-PEER, PEER_PRUNED, HELD, INT8_KV = "peer", "peer, last logits", "w4-all", "w4-all, int8 KV"
+PEER, PEER_PRUNED, HELD, INT8_KV = "peer", "peer, last logits", "w4-all-fast", "w4-all-fast, int8 KV"
 # column -> recipe and further options of `mobile-export onnx`
 OURS: dict[str, tuple[str, tuple[str, ...]]] = {
-    HELD: ("w4-all", ()),
+    HELD: ("w4-all-fast", ()),
     "w4-fast": ("w4-fast", ()),
-    "w8": ("w8", ()),
-    INT8_KV: ("w4-all", ("--kv", "int8")),
-    "w4-all, float16": ("w4-all", ("--activations", "float16")),
-    "w4-all, portable": ("w4-all", ("--portable",)),
+    "w8-fast": ("w8-fast", ()),
+    INT8_KV: ("w4-all-fast", ("--kv", "int8")),
+    "w4-all-fast, float16": ("w4-all-fast", ("--activations", "float16")),
+    "w4-all-fast, portable": ("w4-all-fast", ("--portable",)),
 }
 PEER_OPTIONS: dict[str, tuple[str, ...]] = {PEER: (), PEER_PRUNED: ("prune_lm_head=true",)}
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

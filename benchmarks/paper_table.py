@@ -5,7 +5,7 @@ and unshared (60 blocks). Each is exported where its folder in --work lacks it a
 A B C, C B A ... The paper's ratios to its base stand beside ours, and what `check` predicts of memory beside what was measured.
 
     python -m benchmarks.paper_table --work work/paper
-    python -m benchmarks.paper_table --work work/paper --recipe w8      the paper's own width of weights
+    python -m benchmarks.paper_table --work work/paper --recipe w8-fast      the paper's own width of weights
 
 The paper ran Apple's GPU (ExecuTorch's MPS backend), we an XNNPACK on a CPU: the ratios compare, the times do not.
 """

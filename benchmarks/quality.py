@@ -29,12 +29,11 @@ from benchmarks.report import Figure, add_report_options, at_most, finish, print
 from mobile_export.manifest import read_manifest
 from mobile_export.quantize.recipe import read_recipe, recipe_from
 
-RECIPES = ("w8", "w8-calibrated", "w4-fast", "w4", "mixed-6.2", "mixed-5.0")
+RECIPES = ("w8-fast", "w8", "w4-fast", "w4", "w4-all-fast", "w4-all", "mixed-6.2", "mixed-5.0")
 MIXED = "mixed-"  # and the bits per weight that `search` is asked for
 CHECKPOINT = "smollm2-135m"
 LIMITS = {  # (subject, recipe) -> perplexity increase in percent, KL in nats
     ("plain", "w8"): (1.0, 0.01),
-    ("plain", "w8-calibrated"): (1.0, 0.01),
     ("plain", "w4"): (5.0, 0.085),
     ("plain", "mixed-5.0"): (3.0, None),
     ("rescaled", "w4"): (8.0, 0.11),

@@ -49,7 +49,7 @@ SIZES = ("--max-context", "64", "--max-prompt", "8")
 FAST = ("--recipe", "w4-fast")
 EXPORTS: dict[str, tuple[str, tuple[str, ...]]] = {  # name -> checkpoint, command
     "llama-w4-fast": ("llama", ("pte", *SIZES, *FAST)),
-    "untied-w8-core": ("untied-chatty", ("pte", *SIZES, "--recipe", "w8", "--attention", "core", "--no-verify")),
+    "untied-w8-core": ("untied-chatty", ("pte", *SIZES, "--recipe", "w8-fast", "--attention", "core", "--no-verify")),
     "fp32": ("llama", ("pte", *SIZES, "--recipe", "fp32", "--no-verify")),
     "shared-int8-kv": ("mobilellm", ("pte", *SIZES, *FAST, "--kv", "int8", "--no-verify")),
     "gemma3-windows": ("gemma3", ("pte", *SIZES, *FAST, "--no-verify")),

@@ -24,7 +24,7 @@ SHIPPED = {model["name"]: model for model in MODELS}
 @functools.cache
 def shipped(name):
     """Weights of names and shapes alone."""
-    return weights_of_model(SHIPPED[name], "w8")
+    return weights_of_model(SHIPPED[name], "w8-fast")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -45,7 +45,7 @@ def test_every_family_is_judged_in_every_format(name):
         verdict = judge(facts, phone, Limits(), Use())
         assert verdict.memory.peak.low > 0.8 * sum(matrix.code_bytes for matrix in facts.multiplied), form
         assert 0 < verdict.rates.decode_tokens_per_s.low < verdict.rates.decode_tokens_per_s.high, form
-        assert candidates(facts, [read_recipe("w4-all")])[0].facts == facts
+        assert candidates(facts, [read_recipe("w4-all-fast")])[0].facts == facts
 
 
 def test_a_manifest_gives_what_the_checkpoint_gave():

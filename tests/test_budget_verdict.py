@@ -161,7 +161,7 @@ def test_a_context_that_is_proposed_is_the_longest_that_fits():
 
 
 def test_a_rate_that_is_missed_asks_for_fewer_bytes():
-    facts = model(SMOLLM2_135M, 6, recipe="w8")
+    facts = model(SMOLLM2_135M, 6, recipe="w8-fast")
     rate = judge(model(SMOLLM2_135M, 6), target(), Limits(), Use()).rates.decode_tokens_per_s.low
     limits = Limits(min_decode_tokens_per_s=rate)
     assert judge(facts, target(), limits, Use()).outcome == "does not fit"
@@ -181,7 +181,7 @@ def test_only_what_the_format_can_do_is_proposed():
 
 def test_smaller_recipes_are_those_that_make_less_of_it():
     assert [r.name for r in smaller_recipes(model(SMOLLM2_135M, 6, recipe="fp32"), RECIPES)] == ["w8", "w4", "w4-all"]
-    assert smaller_recipes(model(SMOLLM2_135M, 6, recipe="w4-all"), RECIPES) == []
+    assert smaller_recipes(model(SMOLLM2_135M, 6, recipe="w4-all-fast"), RECIPES) == []
     odd = {"hidden": 48, "heads": 3, "kv_heads": 3, "ffn": 80, "vocab": 64}
     assert [r.name for r in smaller_recipes(model(odd, 1, recipe="fp32"), RECIPES)] == ["w8"]  # 48 does not divide by 32
 

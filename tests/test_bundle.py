@@ -31,7 +31,7 @@ SMALL = ("--prompt-tokens", "10", "--new-tokens", "2")
 SHARED = {"kind": "mobilellm", "layer_sharing": True, "form": "bin"}
 MODELS = {
     "base": lambda: artifact(checkpoint()),
-    "base, 8-bit": lambda: artifact(checkpoint(), "--recipe", "w8", "--no-verify"),
+    "base, 8-bit": lambda: artifact(checkpoint(), "--recipe", "w8-fast", "--no-verify"),
     "base, int8 cache": lambda: artifact(checkpoint(), "--kv", "int8"),
     "blocks shared": lambda: artifact(checkpoint(**SHARED), "--no-verify"),
     "blocks shared, int8 cache": lambda: artifact(checkpoint(**SHARED), "--kv", "int8", "--no-verify"),

@@ -185,7 +185,7 @@ def test_inputs_come_from_blocks_that_are_quantized_already(monkeypatch):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_is_calibrated_for_what_the_quantized_blocks_give_it(tied, monkeypatch):
-    weights, given = weights_of(checkpoint(blocks=2, tied=tied), "w4-all"), []
+    weights, given = weights_of(checkpoint(blocks=2, tied=tied), "w4-all-fast"), []
     texts = list(sample_texts(weights_of(checkpoint(blocks=2, tied=tied), "fp32"), 4, 32, silent))
     damped = calibrated.damped
     monkeypatch.setattr(calibrated, "damped", lambda moments, columns: given.append(moments) or damped(moments, columns))

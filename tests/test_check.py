@@ -123,10 +123,10 @@ def test_a_profile_takes_the_place_of_the_table(check, model, tmp_path):
 
 
 def test_a_checkpoint_is_checked_before_any_export(check):
-    code, out = check(checkpoint("llama"), "--recipe", "w8", "--kv", "int8", "--dram", "6GB", "--context", 64, "--json")
+    code, out = check(checkpoint("llama"), "--recipe", "w8-fast", "--kv", "int8", "--dram", "6GB", "--context", 64, "--json")
     assert code == 0
     facts = json.loads(out)
-    assert (facts["format"], facts["recipe"], facts["kv_dtype"], facts["context"]) == ("pte", "w8", "int8", 64)
+    assert (facts["format"], facts["recipe"], facts["kv_dtype"], facts["context"]) == ("pte", "w8-fast", "int8", 64)
     once, twice = (
         json.loads(check(checkpoint("llama"), "--schedule", schedule, "--dram", "6GB", "--json")[1])["memory"]["terms"]
         for schedule in ("none", "immediate")
@@ -298,7 +298,7 @@ def test_every_phone_and_every_change_of_a_deep_model_take_a_moment():
         (("--phone", "Pixel 8", "--min-decode-rate", "0"), "--min-decode-rate 0: no rate of tokens; "),
         (("--phone", "Pixel 8", "--min-decode-rate", "nan"), "--min-decode-rate nan: no rate of tokens; "),
         (("--dram", "6GB", "--min-decode-rate", "20"), "--dram: nothing is known of the speed of an amount of DRAM; "),
-        (("--dram", "6GB", "--recipe", "w8"), "--recipe: "),
+        (("--dram", "6GB", "--recipe", "w8-fast"), "--recipe: "),
         (("--dram", "6GB", "--format", "onnx"), "--format: "),
         (("--dram", "6GB", "--packed-file"), "--packed-file: only ExecuTorch keeps one; leave it out"),
         (("--dram", "6GB", "--onnxruntime", "new"), "--onnxruntime new: no version; write it like 1.28"),

@@ -119,7 +119,7 @@ def used(source):
     """The checkpoint as an export uses it."""
     checkpoint = settle(open_checkpoint(str(source)))
     recognised = recognise(checkpoint)
-    weights = ModelWeights(checkpoint, recognised, plan_sharing(checkpoint, recognised), read_recipe("w8"))
+    weights = ModelWeights(checkpoint, recognised, plan_sharing(checkpoint, recognised), read_recipe("w8-fast"))
     for name in weights.stored():
         assert weights.float32(name).shape == weights.shape(name)
     if checkpoint.tokenizer:

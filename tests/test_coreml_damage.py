@@ -55,7 +55,11 @@ def export(out: Path, *arguments: str) -> int:
             2,
             "--max-prompt: a stock package takes prompts of any length; add --layout functions, or leave it out",
         ),
-        (("--palettes", "--recipe", "w8"), 2, "--palettes: recipe w8 has no 4-bit weights; choose one that has, such as w4"),
+        (
+            ("--palettes", "--recipe", "w8-fast"),
+            2,
+            "--palettes: recipe w8 has no 4-bit weights; choose one that has, such as w4",
+        ),
         (("--max-context", "2"), 2, "--max-context: swift-transformers wants a range of lengths; use at least 3"),
         (("--max-context", "257"), 3, "--max-context: 257 positions, the model was trained for 256; use at most 256"),
     ],
@@ -69,7 +73,7 @@ def test_options_that_cannot_be_met_are_refused_before_any_work(tmp_path, fails,
 def test_rwkv_is_refused_in_one_line(tmp_path, capsys):
     source = written("rwkv4")
     capsys.readouterr()
-    assert run(["coreml", str(source), "--recipe", "w8", "--out", str(tmp_path / "out")]) == 3
+    assert run(["coreml", str(source), "--recipe", "w8-fast", "--out", str(tmp_path / "out")]) == 3
     *warnings, line = capsys.readouterr().err.splitlines()
     assert all(warning.startswith("warning: ") for warning in warnings), "of its missing tokenizer"
     assert line.startswith("error: ")
@@ -135,7 +139,7 @@ def test_a_weight_that_is_not_finite_is_refused_naming_it(tmp_path, fails, value
 
 @pytest.mark.parametrize(
     ("tensor", "recipe", "value"),
-    [(DOWN, "fp32", -7e4), (DOWN, "w8", 1e7), (DOWN, "w4-fast", 1e6), (NORM, "w4-fast", 7e4), (NORM, "fp32", -1e30)],
+    [(DOWN, "fp32", -7e4), (DOWN, "w8-fast", 1e7), (DOWN, "w4-fast", 1e6), (NORM, "w4-fast", 7e4), (NORM, "fp32", -1e30)],
     ids=["matrix", "8-bit-scale", "4-bit-scale", "norm", "norm-far-off"],
 )
 def test_what_float16_cannot_hold_is_refused_naming_it(tmp_path, fails, tensor, recipe, value):
@@ -153,7 +157,7 @@ def test_scales_that_float16_rounds_are_told_and_what_is_written_verifies(tmp_pa
     source = with_tensor(tmp_path, DOWN, lambda tensor: tensor[3].mul_(factor))
     capsys.readouterr()
     out = tmp_path / "out"
-    assert run(["coreml", str(source), "--recipe", "w8", "--max-context", str(CONTEXT), "--out", str(out)]) == 0
+    assert run(["coreml", str(source), "--recipe", "w8-fast", "--max-context", str(CONTEXT), "--out", str(out)]) == 0
     said = manifest(out)
     (warning,) = [line for line in said["warnings"] if DOWN in line]
     assert warning == (
@@ -277,7 +281,7 @@ def test_a_disk_that_fills_up_half_way_leaves_what_was_there(tmp_path, monkeypat
 
     monkeypatch.setattr(artifact, "write_package", full)
     capsys.readouterr()
-    code = export(out, "--recipe", "w8")
+    code = export(out, "--recipe", "w8-fast")
     printed, err = capsys.readouterr()
     assert (code, printed, err.count("\n")) == (4, "", 1)
     assert err.startswith(f"error: {out}: no space left on the disk (")

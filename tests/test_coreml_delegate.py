@@ -130,9 +130,9 @@ def test_the_same_weights_as_the_package_byte_for_byte(tmp_path):
 @pytest.mark.parametrize("name", ["lfm2", "gpt2-lamini", "gemma3"])
 def test_other_families_begin_anew_at_position_0(name):
     """One loaded program, text after text: what the last one left in the states is not seen."""
-    folder = artifact(written(name), *CORE_ML, "--recipe", "w8", "--max-context", "48")
+    folder = artifact(written(name), *CORE_ML, "--recipe", "w8-fast", "--max-context", "48")
     found = read_manifest(folder)
-    weights = weights_of(written(name), "w8")
+    weights = weights_of(written(name), "w8-fast")
     runtime = CoreMlRuntime(folder / "model.pte", found.package)
     decoder = float16_decoder(weights, 48)
     state = runtime.interpreter.new_state("main")

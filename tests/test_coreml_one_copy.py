@@ -22,11 +22,11 @@ WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 ALIGNMENT, ENTRY = 64, 64
 FORMS = {
     "w4-fast": ("--recipe", "w4-fast"),
-    "w8": ("--recipe", "w8"),
-    "w4-all": ("--recipe", "w4-all"),
+    "w8-fast": ("--recipe", "w8-fast"),
+    "w4-all-fast": ("--recipe", "w4-all-fast"),
     "palettes": ("--recipe", "w4-fast", "--palettes"),
     "functions": ("--recipe", "w4-fast", "--layout", "functions", "--max-prompt", "8"),
-    "palettes-in-functions": ("--recipe", "w4-all", "--palettes", "--layout", "functions", "--max-prompt", "8"),
+    "palettes-in-functions": ("--recipe", "w4-all-fast", "--palettes", "--layout", "functions", "--max-prompt", "8"),
 }
 SHARED = ("--schedule", "immediate")
 
@@ -156,7 +156,7 @@ def test_codes_and_scales_are_those_of_the_onnx_and_the_pte_to_the_bit(form, tie
 # --- one copy ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["w8", "functions"])
+@pytest.mark.parametrize("form", ["w8-fast", "functions"])
 def test_a_shared_model_has_the_bases_constants_and_a_twin_has_more(form):
     """Each stored block four times over: the weight file stays the base's but for zeros coremltools adds to products."""
     source, twin = checkpoint(**WIDE, blocks=1), checkpoint(**WIDE, blocks=2)
@@ -220,7 +220,7 @@ def test_nothing_but_matrices_is_quantized(form):
     for function, block in blocks_of(folder).items():
         kinds = [op.type for op in block.operations]
         assert kinds.count("constexpr_blockwise_shift_scale") == 2 * len(MATRICES) + 1 == len(matrices(folder, function))
-        luts = {True: 2 * len(MATRICES) + ("w4-all" in FORMS[form]), False: 0}[palettes]
+        luts = {True: 2 * len(MATRICES) + ("w4-all-fast" in FORMS[form]), False: 0}[palettes]
         assert kinds.count("constexpr_lut_to_dense") == luts
         constants = {op.outputs[0].name: op.attributes["val"] for op in block.operations if op.type == "const"}
         named = [name for name in constants if "norm_weight" in name or name.startswith("rotary_")]
@@ -266,7 +266,7 @@ def test_parts_add_up_and_the_prediction_is_met(form, schedule):
     assert sum(part["bytes"] for part in said["parts"] if part["name"] != "graph") <= files[f"model.mlpackage/{WEIGHTS}"]
 
 
-@pytest.mark.parametrize("recipe", ["w8", "fp32"])
+@pytest.mark.parametrize("recipe", ["w8-fast", "fp32"])
 @pytest.mark.parametrize("name", ["gpt2-cerebras", "opt-350m"])
 def test_a_table_of_positions_is_billed_as_such(name, recipe):
     """And what stands around the table of tokens, too: their places are named otherwise than the weights."""

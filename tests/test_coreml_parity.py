@@ -148,11 +148,11 @@ def test_a_shared_model_in_functions_of_fixed_shape():
 # What differs between families where weights are quantized: fused, split and biased products, tables, projections, ties.
 QUANTIZED = [
     ("w4-fast", "gpt2-cerebras"),
-    ("w8", "opt-350m"),
-    ("w8", "falcon-new"),
+    ("w8-fast", "opt-350m"),
+    ("w8-fast", "falcon-new"),
     ("w4-fast", "bloom"),
     ("w4-fast", "gemma3-scaled"),
-    ("w8", "llama4-chunks"),
+    ("w8-fast", "llama4-chunks"),
     ("w4-fast", "lfm2-biased"),
 ]
 

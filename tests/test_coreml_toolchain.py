@@ -139,7 +139,7 @@ def test_positions_beyond_32767_are_right(long_one, layout):
 
 
 @pytest.mark.parametrize("vocab", [40_000, 70_000])
-@pytest.mark.parametrize("recipe", ["w8", "fp32"])
+@pytest.mark.parametrize("recipe", ["w8-fast", "fp32"])
 def test_tokens_beyond_sixteen_bits_are_right(tmp_path, recipe, vocab):
     source = write_llama(tmp_path / "llama", **SMALL, vocab=vocab, tokenizer=None)
     weights = weights_of(source, recipe)

@@ -27,7 +27,7 @@ FORMS = {
     "fp32": ("--recipe", "fp32"),
     "w4-fast": ("--recipe", "w4-fast"),
     "palettes": ("--recipe", "w4-fast", "--palettes"),
-    "functions": ("--recipe", "w8", "--layout", "functions", "--max-prompt", "8"),
+    "functions": ("--recipe", "w8-fast", "--layout", "functions", "--max-prompt", "8"),
 }
 SHARED = ("--schedule", "immediate")
 STEPS, PROMPT, SWIFT = "token by token", "prompt in one call", "as swift-transformers calls it"

@@ -108,14 +108,14 @@ def test_four_bits_cost_more_than_eight(capsys, text):
     folder = checkpoint()
     costs = [
         evaluated(capsys, onnx_artifact(folder, "--recipe", recipe), "--text", text, "--against", folder)[1]["kl"]
-        for recipe in ("w4-all", "w8")
+        for recipe in ("w4-all-fast", "w8-fast")
     ]
     assert costs[0] > 10 * costs[1] > 0
 
 
 def test_the_gates(capsys, text):
     folder = checkpoint()
-    out = onnx_artifact(folder, "--recipe", "w4-all")
+    out = onnx_artifact(folder, "--recipe", "w4-all-fast")
     named = (out, "--text", text, "--against", folder)
     kl = evaluated(capsys, *named)[1]["kl"]
     assert evaluated(capsys, *named, "--max-kl", kl * 1.01)[0] == 0
@@ -127,7 +127,7 @@ def test_the_gates(capsys, text):
 
 
 def test_json_lines_and_fewer_tokens(capsys, text, tmp_path):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     lines = tmp_path / "texts.jsonl"
     lines.write_text(json.dumps({"text": TEXT, "id": 7}) + "\n", encoding="utf-8")
     assert evaluated(capsys, out, "--text", lines) == evaluated(capsys, out, "--text", text)
@@ -151,7 +151,7 @@ def test_a_text_that_cannot_be_used(capsys, tmp_path, name, content, says):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), "--text", str(path)]) == 3
     line = capsys.readouterr().err
     assert line.startswith("error: --text")
@@ -161,7 +161,7 @@ def test_a_text_that_cannot_be_used(capsys, tmp_path, name, content, says):
 
 @pytest.mark.parametrize("option", [("--max-kl", "0.1"), ("--max-perplexity-increase", "3%")])
 def test_a_gate_needs_a_checkpoint(capsys, text, option):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), "--text", str(text), *option]) == 2
     assert capsys.readouterr().err.endswith("compare with a checkpoint; add --against CHECKPOINT\n")
 
@@ -172,13 +172,13 @@ def test_a_limit_that_is_no_percentage(capsys, text):
 
 
 def test_another_models_checkpoint(capsys, text):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), "--text", str(text), "--against", str(checkpoint(hidden=96))]) == 3
     assert "was made from a model with hidden_size 64" in capsys.readouterr().err
 
 
 def test_a_damaged_tokenizer(capsys, text, tmp_path):
-    out = shutil.copytree(onnx_artifact(checkpoint(), "--recipe", "w8"), tmp_path / "out")
+    out = shutil.copytree(onnx_artifact(checkpoint(), "--recipe", "w8-fast"), tmp_path / "out")
     (out / "tokenizer.json").write_bytes(b"{")
     assert run(["eval", str(out), "--text", str(text)]) == 3
     line = capsys.readouterr().err.splitlines()[-1]

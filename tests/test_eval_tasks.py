@@ -248,14 +248,14 @@ def right_by_hand(lines, logits, tokenizer, bos):
 def test_accuracies_are_those_worked_by_hand(capsys, task):
     path, lines = task
     folder = checkpoint()
-    out = onnx_artifact(folder, "--recipe", "w4-all")
+    out = onnx_artifact(folder, "--recipe", "w4-all-fast")
     manifest = read_manifest(out)
     code, found = evaluated(capsys, out, "--tasks", path, "--against", folder)
     assert code == 0
     (score,) = found["tasks"]
     assert (score["task"], score["metric"], score["questions"]) == ("words", "acc_norm", 12)
     tokenizer, bos = read_tokenizer(out), [manifest.bos_id] if manifest.adds_bos else []
-    runtime = runtime_of(onnx_artifact(folder, "--recipe", "w4-all", "--all-logits") / manifest.file, manifest)
+    runtime = runtime_of(onnx_artifact(folder, "--recipe", "w4-all-fast", "--all-logits") / manifest.file, manifest)
     ours = right_by_hand(lines, lambda text: runtime.logits(text, 0), tokenizer, bos)
     theirs = right_by_hand(lines, float32_oracle(weights_for(out, manifest, str(folder)), CONTEXT)[1], tokenizer, bos)
     assert score["accuracy"] == statistics.fmean(ours)
@@ -285,7 +285,7 @@ def test_the_page_and_the_gate(capsys, task, tmp_path):
     other = write_task(tmp_path, seed=5)[0]
     other.write_text(other.read_text().replace("task: words", "task: arc_easy"))
     folder = checkpoint()
-    out = onnx_artifact(folder, "--recipe", "w4-all")
+    out = onnx_artifact(folder, "--recipe", "w4-all-fast")
     named = ("--tasks", f"{task[0]},{other}", "--against", folder)
     drop = 100 * evaluated(capsys, out, *named)[1]["average_drop"]
     assert run(["eval", *map(str, (out, *named)), "--limit", "5"]) == 0
@@ -305,7 +305,7 @@ def test_the_page_and_the_gate(capsys, task, tmp_path):
 
 
 def test_a_context_too_long_is_said_once(capsys, task):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8", "--max-context", "8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast", "--max-context", "8")
     assert run(["eval", str(out), "--tasks", str(task[0])]) == 0
     said = capsys.readouterr().err
     assert said.count("warning: ") == 1
@@ -340,13 +340,13 @@ def test_the_published_rows_are_whole_and_their_averages_right():
     ],
 )
 def test_a_question_that_is_none(capsys, arguments, code, says):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), *arguments]) == code
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {says}")
 
 
 def test_tasks_that_are_not_there(capsys, task, tmp_path):
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), "--tasks", "arc_esay"]) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: --tasks arc_esay: lm-eval knows no such task; did you mean 'arc_easy'? ")
@@ -366,14 +366,14 @@ def test_a_task_without_an_accuracy(capsys, task, tmp_path):
     text = task[0].read_text().split("output_type")[0].replace("task: words", "task: rolling")
     rolling = 'output_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ""\ndoc_to_target: "{{question}}"\n'
     path.write_text(f"{text}{rolling}metric_list: [{{metric: word_perplexity}}]\n")
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     assert run(["eval", str(out), "--tasks", str(path)]) == 2
     assert "--tasks rolling: measures word_perplexity, no accuracy; name tasks with choices" in capsys.readouterr().err
 
 
 def test_without_lm_eval():
     """In a process of its own: here it is imported already."""
-    out = onnx_artifact(checkpoint(), "--recipe", "w8")
+    out = onnx_artifact(checkpoint(), "--recipe", "w8-fast")
     code = "import sys; sys.modules['lm_eval'] = None; from mobile_export.cli import run; sys.exit(run(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "eval", str(out), "--tasks", "piqa"], capture_output=True, text=True, check=False

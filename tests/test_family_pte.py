@@ -41,15 +41,15 @@ LOWERED = {
 }
 CONV = 11  # outside a delegate for an execution of a short convolution with a kernel of four
 QUANTIZED = {  # other forms of these, and such as differ in their pieces: each costs a lowering of its own
-    "gpt2-cerebras": ("w8",),
+    "gpt2-cerebras": ("w8-fast",),
     "gpt-neo": ("w4-fast", "--kv", "int8"),
-    "neox-sequential": ("w4-all",),
+    "neox-sequential": ("w4-all-fast",),
     "bloom": ("w4-fast",),
     "qwen2": ("w4-fast",),
     "gemma3-scaled": ("w4-fast",),
     "phi-qk-norm": ("w4-fast",),
     "phi4-mini": ("w4-fast",),
-    "llama4-r1": ("w8",),
+    "llama4-r1": ("w8-fast",),
     "lfm2": ("w4-fast",),
 }
 

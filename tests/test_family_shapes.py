@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 OF_LLAMAS_KIND = {"llama", "mobilellm"}  # their tiny checkpoints have tests of their own (tiny_checkpoints.py)
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w8"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8-fast"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["name"])
 def test_a_shipped_size_is_recognised_and_takes_every_recipe(model, recipe):
     """No weight is read; every tensor has its place, and every matrix divides into the recipe's groups."""
@@ -25,7 +25,7 @@ def test_a_shipped_size_is_recognised_and_takes_every_recipe(model, recipe):
     assert parameters == sum(math.prod(tensor.shape) for tensor in weights.checkpoint.tensors.values())
     assert parameters == model.get("published_parameters", parameters)
     bits = 8 * sum(weights.predicted_bytes().values()) / parameters
-    assert bits < (8.2 if recipe == "w8" else 7.1)  # BLOOM's and Gemma's table of 8 bits is near half of all
+    assert bits < (8.2 if recipe == "w8-fast" else 7.1)  # BLOOM's and Gemma's table of 8 bits is near half of all
 
 
 def test_layer_sharing_runs_each_stored_block_twice():

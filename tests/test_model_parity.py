@@ -418,14 +418,14 @@ def test_a_quantized_linear_worked_by_hand(seed, biased, precision):
             assert got[t, row].item() == pytest.approx(expected, abs=2e-5)  # 64 float32 sums of values up to 10
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w8", "w4-all"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8-fast", "w4-all-fast"])
 def test_the_quantized_reference_is_a_stock_llama_with_the_codes_values(tmp_path, recipe):
     """Every matrix replaced by code * scale, and every Linear fed by rows through int8."""
     folder = write_mobilellm(tmp_path, layer_sharing=True)
     weights = model_weights(folder, recipe=recipe)
-    table, linear = Precision(8), Precision(8) if recipe == "w8" else Precision(4, 32)
+    table, linear = Precision(8), Precision(8) if recipe == "w8-fast" else Precision(4, 32)
     tensors = {
-        name: quantize_weight(tensor, linear if "layers" in name or recipe == "w4-all" else table).dequantized()
+        name: quantize_weight(tensor, linear if "layers" in name or recipe == "w4-all-fast" else table).dequantized()
         if tensor.dim() == 2
         else tensor
         for name, tensor in llama_tensors().items()

@@ -43,11 +43,11 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
 # --- a valid graph -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w8"])
+@pytest.mark.parametrize("recipe", ["fp32", "w8-fast"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_checker_and_shape_inference_pass(name, recipe):
     """full_check infers shapes by the standard's rules and compares them with what the graph says of its values."""
-    path = onnx_file(weights_of(written(name), recipe), all_logits=recipe == "w8")
+    path = onnx_file(weights_of(written(name), recipe), all_logits=recipe == "w8-fast")
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path, load_external_data=False)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -148,11 +148,11 @@ def test_texts_side_by_side_do_not_mix(name):
 
 
 def test_every_quantized_product_asks_for_int8_activations():
-    for recipe in ("w4-fast", "w8", "w4-all"):
+    for recipe in ("w4-fast", "w8-fast", "w4-all-fast"):
         graph = onnx.load(onnx_artifact(checkpoint(), "--no-verify", "--recipe", recipe) / "model.onnx").graph
         products = [attributes(node) for node in graph.node if node.op_type == "MatMulNBits"]
         assert [found["accuracy_level"] for found in products] == [4] * 11
-        assert {found["bits"] for found in products} == {"w4-fast": {4, 8}, "w8": {8}, "w4-all": {4}}[recipe]
+        assert {found["bits"] for found in products} == {"w4-fast": {4, 8}, "w8-fast": {8}, "w4-all-fast": {4}}[recipe]
 
 
 def test_the_graph_tells_block_and_execution():
@@ -227,7 +227,7 @@ def test_what_the_stock_runtime_cannot_run_has_no_config_of_its(name):
 def test_int8_cache_scales_stand_above_every_key_and_value_the_calibration_saw(tmp_path, monkeypatch, name):
     sampled = []
     monkeypatch.setattr(calibrate, "_sample", lambda *given, real=calibrate._sample: sampled.append(real(*given)) or sampled[0])
-    weights = weights_of(written(name), "w8")
+    weights = weights_of(written(name), "w8-fast")
     assert isinstance(weights.recognised.spec, DecoderSpec)
     found = calibrate.calibrate_kv(tmp_path, weights, OnnxOptions(CONTEXT), lambda _: None)
     assert list(tmp_path.iterdir()) == [], "the model it sampled with is gone"
@@ -264,7 +264,7 @@ def test_an_int8_cache_costs_what_its_steps_cost():
     """Against the float cache, everything else being equal: near it, and not the same."""
     tokens = TOKENS[:20]
     float32, int8 = (
-        runtime(onnx_artifact(checkpoint(), "--recipe", "w8", "--no-verify", *kv)) for kv in ((), ("--kv", "int8"))
+        runtime(onnx_artifact(checkpoint(), "--recipe", "w8-fast", "--no-verify", *kv)) for kv in ((), ("--kv", "int8"))
     )
     want, got = ([each.step([token], at) for at, token in enumerate(tokens)] for each in (float32, int8))
     apart = [error(a, b) for a, b in zip(got, want, strict=True)]
@@ -274,7 +274,7 @@ def test_an_int8_cache_costs_what_its_steps_cost():
 @pytest.mark.parametrize("name", ["gpt2-lamini", "bloom", "qwen3", "lfm2", "rwkv4"])
 def test_float16_activations_agree_with_float32_ones_to_float16(name):
     """2 ** -11 a rounding, some tens of them in a row."""
-    weights = weights_of(written(name), "w8")
+    weights = weights_of(written(name), "w8-fast")
     float32, float16 = (onnx_file(weights, activations=kind) for kind in ("float32", "float16"))
     plain = [OnnxRuntime(path, ANY_VERSION, float_activations=True) for path in (float32, float16)]
     want, got = (torch.stack([each.step([token], at) for at, token in enumerate(TOKENS[:12])]) for each in plain)
@@ -326,7 +326,7 @@ def test_a_float_table_beside_quantized_linears(tmp_path, capsys, form):
 
 def test_bits_a_weight_count_a_learned_table_of_positions():
     """Every matrix has 64 or 96 inputs, so blocks of 64 or 32, each with a float32 scale."""
-    found = manifest(onnx_artifact(written("gpt2-cerebras"), "--recipe", "w8", "--no-verify"))
+    found = manifest(onnx_artifact(written("gpt2-cerebras"), "--recipe", "w8-fast", "--no-verify"))
     assert "positions.weight" in found["matrices"]
     assert 8 + 32 / 64 <= found["bits_per_weight"] <= 8 + 32 / 32
 
@@ -371,7 +371,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["fp32", "w8"])  # the quantized gather by itself would give zeros
+@pytest.mark.parametrize("recipe", ["fp32", "w8-fast"])  # the quantized gather by itself would give zeros
 @pytest.mark.parametrize("name", ENDS, ids=ENDS.values())
 def test_a_text_longer_than_the_context_is_refused_by_the_runtime_in_one_line(name, recipe):
     """The tables end there; a stock app gets an error, not a wrong text."""

@@ -66,7 +66,7 @@ def test_groups_the_kernels_take_are_taken(tmp_path, size):
 
 def test_a_channel_of_an_odd_size_is_refused_with_a_way_out(tmp_path, fails):
     source = write_llama(tmp_path / "source", hidden=40, heads=5, kv_heads=1, ffn=64)
-    code, line = fails("onnx", source, "--recipe", "w8", "--out", tmp_path / "out")
+    code, line = fails("onnx", source, "--recipe", "w8-fast", "--out", tmp_path / "out")
     assert code == 3
     assert line.startswith("model.safetensors: model.embed_tokens.weight: 40 inputs in blocks of 8, onnxruntime takes 16, 32,")
     assert line.endswith("; use `pte`, or recipe fp32")
@@ -265,6 +265,6 @@ def test_after_kill_9_the_old_artifact_is_whole_and_the_next_run_cleans_up(tmp_p
         process.wait()
     assert contents(out) == before
     assert len(list(tmp_path.iterdir())) == 2, "nobody was there to remove it"
-    assert export(out, "--recipe", "w8") == 0
+    assert export(out, "--recipe", "w8-fast") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert contents(out) != before

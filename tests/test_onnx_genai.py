@@ -54,10 +54,10 @@ def talkative() -> Path:
 SHARED = ("--schedule", "0,1,1,0")
 FORMS = {
     "w4-fast": (),
-    "w4-all": ("--recipe", "w4-all"),
+    "w4-all-fast": ("--recipe", "w4-all-fast"),
     "fp32": ("--recipe", "fp32"),
-    "int8-cache": ("--recipe", "w8", "--kv", "int8"),
-    "float16": ("--recipe", "w8", "--activations", "float16"),
+    "int8-cache": ("--recipe", "w8-fast", "--kv", "int8"),
+    "float16": ("--recipe", "w8-fast", "--activations", "float16"),
     "all-logits": ("--all-logits",),
 }
 

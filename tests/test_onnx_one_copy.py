@@ -21,7 +21,7 @@ from exported import ROOM, artifact, checkpoint, manifest, onnx_artifact, progra
 
 from mobile_export.audit import audit_artifact
 
-RECIPES, ALIGNMENT = ["w4-fast", "w8", "w4-all"], 64
+RECIPES, ALIGNMENT = ["w4-fast", "w8-fast", "w4-all-fast"], 64
 MATRICES = ("attention.qkv", "ffn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
@@ -115,7 +115,7 @@ def pte_matrices(recipe: str, tied: bool) -> tuple[tuple[Stored, ...], Stored]:
     codes, scales = (plan.values[argument].val for argument in gather.args[:2])
     held, steps = (bytes(file.program.constant_buffer[tensor.data_buffer_idx].storage) for tensor in (codes, scales))
     rows, width = codes.sizes
-    if recipe == "w4-all":  # embedding_4bit: 64 channels in 32 bytes, two groups a row
+    if recipe == "w4-all-fast":  # embedding_4bit: 64 channels in 32 bytes, two groups a row
         kind = np.float16 if scales.scalar_type.name == "HALF" else np.float32
         packed = np.frombuffer(held, np.uint8)[: rows * width].reshape(rows, width)
         groups = np.frombuffer(steps, kind)[: rows * width // 16].reshape(rows, -1)
@@ -225,7 +225,7 @@ def test_a_tied_tables_two_names_cover_one_range(recipe):
     folder = onnx_artifact(checkpoint(), "--recipe", recipe, "--no-verify")
     at = {tensor.name: (place(tensor), tuple(tensor.dims)) for tensor in graph_of(folder).initializer}
     (rows, flat), (codes, blocks) = at["embedding.weight.rows"], at["embedding.weight.codes"]
-    size = 96 * 64 // (2 if recipe == "w4-all" else 1)
+    size = 96 * 64 // (2 if recipe == "w4-all-fast" else 1)
     assert rows == codes
     assert rows is not None
     assert rows[1] == size
@@ -240,7 +240,9 @@ def test_a_tied_tables_two_names_cover_one_range(recipe):
 def test_a_head_of_its_own_is_stored_beside_the_table(recipe):
     tied, untied = (onnx_artifact(checkpoint(tied=tied), "--recipe", recipe, "--no-verify") for tied in (True, False))
     sizes = [(folder / "model.onnx.data").stat().st_size for folder in (tied, untied)]
-    table = {"w4-fast": 6144, "w8": 6144, "w4-all": 3072, "fp32": 24_576}[recipe]  # the graph holds its scales: they are few
+    table = {"w4-fast": 6144, "w8-fast": 6144, "w4-all-fast": 3072, "fp32": 24_576}[
+        recipe
+    ]  # the graph holds its scales: they are few
     assert 0 <= sizes[1] - sizes[0] - table < ALIGNMENT
     parts = {part["name"]: part["bytes"] for part in manifest(untied)["parts"]}
     assert parts["head"] == parts["embedding"] == table

@@ -119,7 +119,7 @@ def moved_by_noise(decoder: Reference, text: list[int], draw: int) -> torch.Tens
     return errors(noisy, want)
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4-fast"])
+@pytest.mark.parametrize("recipe", ["w8-fast", "w4-fast"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_quantized_weights_under_float_activations_are_the_same_codes_in_pytorch(name, recipe):
     """Nothing is rounded to int8 at run time, so nothing excuses more than float32's rounding."""
@@ -129,7 +129,7 @@ def test_quantized_weights_under_float_activations_are_the_same_codes_in_pytorch
     assert errors(in_chunks(runtime_of(name, recipe, plain=True), text, [9, 1, 1, 3]), want).max() <= LIMIT
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4-fast"])
+@pytest.mark.parametrize("recipe", ["w8-fast", "w4-fast"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_int8_activations_are_rounded_as_in_pytorch(name, recipe):
     """In the median to float32 rounding; or where one int8 step moved it, no further than such steps move the reference."""
@@ -146,7 +146,7 @@ def test_most_families_are_shallow_enough_to_agree_in_the_median():
     """That the excuse above is the exception. Without the rounding of activations almost none would."""
     close = apart = 0
     for name in FAMILIES:
-        decoder, runtime, text = reference_of(name, "w8"), runtime_of(name, "w8"), short_texts()[0]
+        decoder, runtime, text = reference_of(name, "w8-fast"), runtime_of(name, "w8-fast"), short_texts()[0]
         got = in_chunks(runtime, text, [LENGTH])
         close += int(errors(got, logits_in_pytorch(decoder, text)).median() <= LIMIT)
         with float_activations(decoder):

@@ -29,7 +29,7 @@ def test_a_family_computes_what_transformers_computes(name):
     assert errors(got, reference_logits(name)).max() <= LIMIT
 
 
-@pytest.mark.parametrize("recipe", ["w8", "w4-all"])
+@pytest.mark.parametrize("recipe", ["w8-fast", "w4-all-fast"])
 @pytest.mark.parametrize("name", ["gpt2-cerebras", "bloom", "qwen3", "gemma3", "lfm2", "rwkv4"])
 def test_quantized_weights_are_the_same_codes_in_pytorch(name, recipe):
     """The packed table gathered from, too: 4-bit rows are picked out of bytes that hold two of them."""
@@ -42,7 +42,7 @@ def test_quantized_weights_are_the_same_codes_in_pytorch(name, recipe):
     assert errors(got, want).max() <= LIMIT
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w8", "w4-all"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8-fast", "w4-all-fast"])
 def test_onnxruntime_fuses_every_product_of_a_shared_model(tmp_path, recipe):
     """A DequantizeLinear that is left would make float weights at every step, forty times slower."""
     path = onnx_file(weights_of(checkpoint("mobilellm", layer_sharing=True), recipe), portable=True)
@@ -60,7 +60,7 @@ def test_onnxruntime_fuses_every_product_of_a_shared_model(tmp_path, recipe):
 
 def test_every_use_names_its_bytes_anew_and_the_file_holds_them_once():
     base, shared = (
-        onnx_file(weights_of(checkpoint(blocks=2), "w4-all", schedule), portable=True) for schedule in (None, "immediate")
+        onnx_file(weights_of(checkpoint(blocks=2), "w4-all-fast", schedule), portable=True) for schedule in (None, "immediate")
     )
     sizes = [path.with_name("model.onnx.data").stat().st_size for path in (base, shared)]
     assert sizes[0] == sizes[1]
@@ -72,7 +72,7 @@ def test_every_use_names_its_bytes_anew_and_the_file_holds_them_once():
 
 
 def test_the_folder_says_what_it_is_and_runs_in_the_stock_runtime(capsys):
-    folder = onnx_artifact(checkpoint(), "--recipe", "w4-all", "--portable")
+    folder = onnx_artifact(checkpoint(), "--recipe", "w4-all-fast", "--portable")
     found = manifest(folder)
     assert found["onnx"]["portable"]
     assert "MatMulNBits" not in found["onnx"]["operators"]
@@ -85,7 +85,7 @@ def test_the_folder_says_what_it_is_and_runs_in_the_stock_runtime(capsys):
 def test_an_odd_vocabulary_at_four_bits_is_refused(capsys, tmp_path):
     folder = checkpoint(vocab=97)
     out = str(tmp_path / "out")
-    assert run(["onnx", str(folder), "--recipe", "w4-all", "--portable", "--out", out]) == 3
+    assert run(["onnx", str(folder), "--recipe", "w4-all-fast", "--portable", "--out", out]) == 3
     line = capsys.readouterr().err
     assert line.endswith(
         "model.embed_tokens.weight: an odd number of rows, 97, at 4 bits cannot be written for --portable; "
@@ -120,7 +120,7 @@ def test_a_model_with_a_state_speaks_by_plain_onnxruntime(tmp_path, capsys, name
     for file in (*source.iterdir(), checkpoint(vocab=96) / "tokenizer.json"):
         (folder / file.name).write_bytes(file.read_bytes())
     out = tmp_path / "out"
-    assert run(["onnx", str(folder), "--recipe", "w8", "--max-context", "64", "--out", str(out)]) == 0
+    assert run(["onnx", str(folder), "--recipe", "w8-fast", "--max-context", "64", "--out", str(out)]) == 0
     assert not (out / "genai_config.json").exists()
     capsys.readouterr()
     said = []

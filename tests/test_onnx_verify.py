@@ -24,9 +24,9 @@ Edit = Callable[[onnx.GraphProto], object]
 FORMS = {
     "fp32": ("--recipe", "fp32"),
     "w4-fast": ("--recipe", "w4-fast"),
-    "w8": ("--recipe", "w8"),
-    "int8-cache": ("--recipe", "w8", "--kv", "int8"),
-    "float16": ("--recipe", "w8", "--activations", "float16"),
+    "w8-fast": ("--recipe", "w8-fast"),
+    "int8-cache": ("--recipe", "w8-fast", "--kv", "int8"),
+    "float16": ("--recipe", "w8-fast", "--activations", "float16"),
 }
 
 
@@ -101,7 +101,7 @@ def lower_accuracy_level(graph: onnx.GraphProto) -> None:
 
 
 @pytest.mark.parametrize("edit", [without_accuracy_level, lower_accuracy_level])
-@pytest.mark.parametrize("form", ["w4-fast", "w8", "float16"])
+@pytest.mark.parametrize("form", ["w4-fast", "w8-fast", "float16"])
 def test_products_without_int8_activations_are_found_out(tmp_path, verdict, form, edit):
     """Slow, and on 8-bit weights very: nothing in the numbers of one product need show it."""
     folder = edited(onnx_artifact(checkpoint(), "--no-verify", *FORMS[form]), tmp_path / "out", edit)
@@ -155,12 +155,12 @@ EDITS = [
 
 
 @pytest.mark.parametrize("edit", SLIGHT)
-@pytest.mark.parametrize("form", ["fp32", "w4-fast", "w8", "int8-cache"])  # float16 rounds more than these change
+@pytest.mark.parametrize("form", ["fp32", "w4-fast", "w8-fast", "int8-cache"])  # float16 rounds more than these change
 def test_a_graph_slightly_wrong_is_found_out(tmp_path, verdict, form, edit):
     folder = edited(onnx_artifact(checkpoint(), "--no-verify", *FORMS[form]), tmp_path / "out", edit)
     code, failed = verdict(folder, checkpoint())
     assert code == 1
-    if form in ("w4-fast", "w8"):
+    if form in ("w4-fast", "w8-fast"):
         assert set(failed) >= {"float activations, token by token", "float activations, prompt"}
 
 
@@ -412,6 +412,8 @@ def test_scales_of_an_int8_cache_that_cut_values_off_are_found_out(tmp_path, mon
     """The reference has the scales from the file, so its logits agree with whatever they do."""
     monkeypatch.setattr(calibrate, "MARGIN", 0.1)
     out = tmp_path / "out"
-    assert run(["onnx", str(checkpoint()), "--recipe", "w8", "--kv", "int8", "--max-context", "64", "--out", str(out)]) == 1
+    assert (
+        run(["onnx", str(checkpoint()), "--recipe", "w8-fast", "--kv", "int8", "--max-context", "64", "--out", str(out)]) == 1
+    )
     assert "keys and values beyond the scales of the cache, share: " in capsys.readouterr().err
     assert not out.exists()

@@ -82,7 +82,7 @@ def test_a_shared_model_computes_what_the_duplicated_llama_computes(kind, option
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("--recipe", "w8"), ("--recipe", "w4-all"), ("--kv", "int8"), ("--attention", "core")],
+    [(), ("--recipe", "w8-fast"), ("--recipe", "w4-all-fast"), ("--kv", "int8"), ("--attention", "core")],
     ids=lambda arguments: "-".join(arguments).replace("--", "") or "w4-fast",
 )
 def test_every_recipe_cache_and_attention_agrees_with_the_same_numbers_in_pytorch(arguments):
@@ -112,7 +112,7 @@ def test_every_matrix_is_accounted_for():
     }
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w4-all", "w8", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w4-all-fast", "w8-fast", "fp32"])
 def test_every_payload_lies_in_the_file_once(recipe):
     """The tied table serves the gather and the head from one place; blocks run twice are stored once."""
     source = checkpoint("mobilellm", layer_sharing=True, form="bin") if recipe == "fp32" else checkpoint()

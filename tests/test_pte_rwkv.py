@@ -67,7 +67,7 @@ def test_a_piece_is_one_delegate_and_the_recurrence_is_listed_once():
     assert program.attention == "none"
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("rwkv4", "w8"), (NAME, "w4-fast")])
+@pytest.mark.parametrize(("name", "recipe"), [("rwkv4", "w8-fast"), (NAME, "w4-fast")])
 def test_a_quantized_one_passes_its_verification(name, recipe):
     folder = artifact(written(name), "--recipe", recipe)
     found = manifest(folder)

@@ -240,18 +240,23 @@ def weights_of(path, recipe="w4-fast", schedule=None):
 # qkv 128 x 64, o 64 x 64, gate and up 128 x 64, down 64 x 128 = 36,864 parameters in 512 rows.
 BLOCK, ROWS, NORMS = 36_864, 128 + 64 + 128 + 128 + 64, 2 * 64
 TABLE = 96 * 64
-BLOCK_BYTES = {"w4-fast": BLOCK // 2 + BLOCK // 32 * 2, "w8": BLOCK + ROWS * 4, "fp32": 4 * BLOCK}
-TABLE_BYTES = {"w4-fast": TABLE + 96 * 4, "w8": TABLE + 96 * 4, "fp32": 4 * TABLE, "w4-all": TABLE // 2 + TABLE // 32 * 2}
-BLOCK_BYTES["w4-all"] = BLOCK_BYTES["w4-fast"]
+BLOCK_BYTES = {"w4-fast": BLOCK // 2 + BLOCK // 32 * 2, "w8-fast": BLOCK + ROWS * 4, "fp32": 4 * BLOCK}
+TABLE_BYTES = {
+    "w4-fast": TABLE + 96 * 4,
+    "w8-fast": TABLE + 96 * 4,
+    "fp32": 4 * TABLE,
+    "w4-all-fast": TABLE // 2 + TABLE // 32 * 2,
+}
+BLOCK_BYTES["w4-all-fast"] = BLOCK_BYTES["w4-fast"]
 SCALES_AGAIN = TABLE // 32 * 2  # of a tied 4-bit table: float16 for the gather, bfloat16 for the matmul
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w4-all", "w8", "fp32"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w4-all-fast", "w8-fast", "fp32"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_predicted_bytes_are_the_sum_written_out(tmp_path, recipe, tied):
     weights = weights_of(write_llama(tmp_path, tied=tied), recipe)
     assert weights.predicted_bytes() == {
-        "embedding": TABLE_BYTES[recipe] + (SCALES_AGAIN if tied and recipe == "w4-all" else 0),
+        "embedding": TABLE_BYTES[recipe] + (SCALES_AGAIN if tied and recipe == "w4-all-fast" else 0),
         "head": 0 if tied else TABLE_BYTES[recipe],
         "blocks": 2 * BLOCK_BYTES[recipe],
         "norms": 4 * (2 * NORMS + 64),
@@ -310,7 +315,7 @@ def test_stored_blocks_are_renumbered_and_hold_their_own_values(tmp_path):
     assert torch.equal(weights.float32("blocks.1.ffn.down.weight"), expected)
 
 
-@pytest.mark.parametrize("recipe", ["w4-fast", "w8"])
+@pytest.mark.parametrize("recipe", ["w4-fast", "w8-fast"])
 def test_the_joined_projection_holds_the_codes_of_its_three_parts(tmp_path, recipe):
     weights = weights_of(write_llama(tmp_path), recipe)
     got = weights.quantized("blocks.1.attention.qkv.weight")
@@ -339,18 +344,18 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path, value):
 
 
 def test_the_columns_of_the_inspection(tmp_path):
-    parts = {part.name: part for part in sizes.part_sizes(weights_of(write_llama(tmp_path), "w8"))}
+    parts = {part.name: part for part in sizes.part_sizes(weights_of(write_llama(tmp_path), "w8-fast"))}
     assert list(parts) == ["embedding", "blocks", "norms"]
     blocks, table = parts["blocks"], parts["embedding"]
     assert (blocks.parameters, blocks.bytes_fp16) == (2 * BLOCK, 4 * BLOCK)
-    assert (blocks.bytes_8_bit, blocks.bytes_4_bit) == (2 * BLOCK_BYTES["w8"], 2 * BLOCK_BYTES["w4-fast"])
+    assert (blocks.bytes_8_bit, blocks.bytes_4_bit) == (2 * BLOCK_BYTES["w8-fast"], 2 * BLOCK_BYTES["w4-fast"])
     assert blocks.bytes_recipe == blocks.bytes_8_bit
-    assert (table.bytes_8_bit, table.bytes_4_bit) == (TABLE_BYTES["w8"], TABLE_BYTES["w4-all"] + SCALES_AGAIN)
+    assert (table.bytes_8_bit, table.bytes_4_bit) == (TABLE_BYTES["w8-fast"], TABLE_BYTES["w4-all-fast"] + SCALES_AGAIN)
     assert set(vars(parts["norms"]).values()) == {"norms", 2 * NORMS + 64, 4 * (2 * NORMS + 64)}
 
 
 def test_a_width_that_groups_of_32_do_not_divide_has_no_4_bit_column(tmp_path):
-    parts = sizes.part_sizes(weights_of(write_llama(tmp_path, hidden=72), "w8"))
+    parts = sizes.part_sizes(weights_of(write_llama(tmp_path, hidden=72), "w8-fast"))
     assert [part.bytes_4_bit for part in parts if part.name != "norms"] == [None, None]
 
 

@@ -47,7 +47,7 @@ def test_the_stock_runner_says_where_paris_is_and_stops(exported, capsys):
 @pytest.fixture(scope="module")
 def exported_onnx(tmp_path_factory):
     out = tmp_path_factory.mktemp("real-onnx") / "out"
-    assert run(["onnx", "smollm2-135m", "--recipe", "w4-all", "--out", str(out), "--max-context", "512"]) == 0
+    assert run(["onnx", "smollm2-135m", "--recipe", "w4-all-fast", "--out", str(out), "--max-context", "512"]) == 0
     return out
 
 

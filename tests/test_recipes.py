@@ -73,16 +73,31 @@ def test_the_packaged_recipes_are_these():
             quantizer="gptq",
             calibration=Calibration(112, 256),
         ),
-        "w4-all": Recipe("w4-all", "4 bits everywhere, the table too", W4, W4, W4),
-        "w4-fast": Recipe("w4-fast", "4-bit linears in groups of 32, not calibrated; 8-bit table", W4, W8, W8),
-        "w8": Recipe("w8", "8 bits everywhere, one scale per output channel", W8, W8, W8),
-        "w8-calibrated": Recipe(
-            "w8-calibrated", "w8, calibrated", W8, W8, W8, quantizer="gptq", calibration=Calibration(32, 256)
+        "w4-all": Recipe(
+            "w4-all",
+            "4 bits everywhere, the table too, calibrated",
+            W4,
+            W4,
+            W4,
+            quantizer="gptq",
+            calibration=Calibration(112, 256),
         ),
+        "w4-all-fast": Recipe("w4-all-fast", "4 bits everywhere, the table too, not calibrated", W4, W4, W4),
+        "w4-fast": Recipe("w4-fast", "4-bit linears in groups of 32, not calibrated; 8-bit table", W4, W8, W8),
+        "w8": Recipe(
+            "w8",
+            "8 bits everywhere, one scale per output channel, calibrated",
+            W8,
+            W8,
+            W8,
+            quantizer="gptq",
+            calibration=Calibration(32, 256),
+        ),
+        "w8-fast": Recipe("w8-fast", "8 bits everywhere, one scale per output channel, not calibrated", W8, W8, W8),
     }
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-calibrated"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-all-fast", "w4-fast", "w8", "w8-fast"])
 def test_a_recipe_goes_through_the_manifest_unchanged(name):
     recipe = read_recipe(name)
     values = json.loads(json.dumps(dataclasses.asdict(recipe)))

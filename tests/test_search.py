@@ -73,7 +73,7 @@ def folder_of(model):
 
 def at_4_bits(weights, name):
     """The same weights, this matrix at 4 bits and all others at 8."""
-    recipe = dataclasses.replace(read_recipe("w8"), override=[Override(name, FOUR)])
+    recipe = dataclasses.replace(read_recipe("w8-fast"), override=[Override(name, FOUR)])
     if name in (EMBEDDING, HEAD):
         assert recipe.precision_of(name) == FOUR
     return ModelWeights(weights.checkpoint, weights.recognised, weights.plan, recipe)
@@ -85,7 +85,7 @@ def at_4_bits(weights, name):
 @pytest.mark.parametrize(("model", "schedule"), MODELS)
 def test_a_cost_is_what_the_whole_model_at_that_recipe_diverges_by(model, schedule):
     """Brute force: the reference model of the recipe with the one override, run from the first token, in double precision."""
-    weights = weights_of(folder_of(model), "w8", schedule)
+    weights = weights_of(folder_of(model), "w8-fast", schedule)
     found = {s.name: s.kl for s in sensitivities(weights, TEXTS, [], silent)}
     picked = [name for name in found if not name.startswith("blocks.") or name.startswith("blocks.1.")]
     assert len(picked) >= 5
@@ -96,7 +96,7 @@ def test_a_cost_is_what_the_whole_model_at_that_recipe_diverges_by(model, schedu
 
 @pytest.mark.parametrize(("model", "schedule"), [("llama", None), ("llama", "reverse"), ("lfm2-biased", None), ("rwkv4", None)])
 def test_a_calibrated_matrix_is_measured_by_itself_in_the_folded_model(model, schedule, monkeypatch):
-    weights, made = weights_of(folder_of(model), "w8", schedule), []
+    weights, made = weights_of(folder_of(model), "w8-fast", schedule), []
     real = sensitivity.calibrate_apart
     monkeypatch.setattr(sensitivity, "calibrate_apart", lambda *given: made.append(real(*given)) or made[0])
     found = {s.name: s.kl for s in sensitivities(weights, HEARD, HEARD, silent)}
@@ -116,7 +116,7 @@ def test_a_calibrated_matrix_is_measured_by_itself_in_the_folded_model(model, sc
 
 @pytest.mark.parametrize("schedule", ["none", "immediate", "reverse", "0,1,0,0"])
 def test_a_shared_block_is_calibrated_for_the_inputs_of_all_its_executions(schedule, monkeypatch):
-    weights, given = weights_of(folder_of("llama"), "w8", schedule), {}
+    weights, given = weights_of(folder_of("llama"), "w8-fast", schedule), {}
     real = calibrated_apart.gptq
     monkeypatch.setattr(
         calibrated_apart,
@@ -154,7 +154,7 @@ def log_probabilities(weights, texts=TEXTS):
 @pytest.mark.parametrize(("model", "schedule"), MODELS)
 def test_what_a_matrix_saves_is_what_the_files_prediction_shrinks_by(model, schedule):
     """So a shared block is counted once, however often it runs; its executions are counted."""
-    weights = weights_of(folder_of(model), "w8", schedule)
+    weights = weights_of(folder_of(model), "w8-fast", schedule)
     whole = sum(weights.predicted_bytes().values())
     for matrix in candidates(weights):
         assert whole - sum(at_4_bits(weights, matrix.name).predicted_bytes().values()) == saved_bytes(matrix) > 0
@@ -163,18 +163,18 @@ def test_what_a_matrix_saves_is_what_the_files_prediction_shrinks_by(model, sche
 
 
 def test_a_matrix_groups_do_not_divide_and_learned_positions_stay_at_8_bits():
-    narrow = {matrix.name for matrix in candidates(weights_of(checkpoint(blocks=2, hidden=72, heads=2, kv_heads=1), "w8"))}
+    narrow = {matrix.name for matrix in candidates(weights_of(checkpoint(blocks=2, hidden=72, heads=2, kv_heads=1), "w8-fast"))}
     assert narrow == {"blocks.0.ffn.down.weight", "blocks.1.ffn.down.weight"}
-    assert "positions.weight" not in {matrix.name for matrix in candidates(weights_of(written("opt-350m"), "w8"))}
+    assert "positions.weight" not in {matrix.name for matrix in candidates(weights_of(written("opt-350m"), "w8-fast"))}
 
 
 def test_what_was_measured_is_kept(monkeypatch):
-    weights = weights_of(checkpoint(blocks=2), "w8")
+    weights = weights_of(checkpoint(blocks=2), "w8-fast")
     first = sensitivities(weights, TEXTS, [], silent)
     monkeypatch.setattr(sensitivity, "_measure", None)
-    assert sensitivities(weights_of(checkpoint(blocks=2), "w8"), TEXTS, [], silent) == first
+    assert sensitivities(weights_of(checkpoint(blocks=2), "w8-fast"), TEXTS, [], silent) == first
     for other in [
-        (weights_of(checkpoint(blocks=2), "w8", "immediate"), TEXTS, []),
+        (weights_of(checkpoint(blocks=2), "w8-fast", "immediate"), TEXTS, []),
         (weights, TEXTS[:2], []),
         (weights, TEXTS, HEARD),
     ]:
@@ -253,7 +253,7 @@ def test_a_recipe_gives_each_matrix_what_was_chosen_and_comes_back_from_its_file
     assert read_recipe(str(path)) == recipe
 
 
-@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-fast", "w8", "w8-calibrated"])
+@pytest.mark.parametrize("name", ["fp32", "trained", "w4", "w4-all", "w4-all-fast", "w4-fast", "w8", "w8-fast"])
 def test_a_packaged_recipe_written_anew_is_the_same(name, tmp_path):
     (tmp_path / "again.toml").write_text(to_toml(read_recipe(name)))
     assert read_recipe(str(tmp_path / "again.toml")) == read_recipe(name)
@@ -360,7 +360,11 @@ def test_every_matrix_has_its_dot_higher_the_more_it_costs():
 
 
 def test_a_benchmarks_artifacts_lie_by_size_and_divergence_and_are_named():
-    rows = [("plain", "w4-fast", "onnx", 95, 0.3), ("plain", "w8", "onnx", 138, 0.02), ("rescaled", "w4-fast", "pte", 89, 0.15)]
+    rows = [
+        ("plain", "w4-fast", "onnx", 95, 0.3),
+        ("plain", "w8-fast", "onnx", 138, 0.02),
+        ("rescaled", "w4-fast", "pte", 89, 0.15),
+    ]
     keys = ("subject", "recipe", "format", "bytes", "kl")
     drawing = quality_plot.draw([dict(zip(keys, (*row[:3], row[3] * 10**6, row[4]), strict=True)) for row in rows])
     first, second, third = drawing.dots
@@ -408,7 +412,7 @@ def test_activations_beyond_float32(tmp_path, fails):
     for name in (large.format("up"), large.format("gate")):
         tensors[name] *= 1e30
     save_file(tensors, folder / "model.safetensors")
-    weights = weights_of(folder, "w8")
+    weights = weights_of(folder, "w8-fast")
     with pytest.raises(InputError, match=r"mlp.down_proj.weight: its inputs go beyond float32 .*; add --quantizer clip"):
         sensitivities(weights, TEXTS, HEARD, silent)
     with pytest.raises(InputError, match="with it at 4 bits and all others at 8, what the model says is no number; "):
@@ -425,7 +429,7 @@ def test_inputs_of_the_head_beyond_float32(tmp_path):
     tensors["model.norm.weight"] *= 1e25  # its square is beyond, what the model says is not
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"embed_tokens.weight: its inputs go beyond float32 .*; add --quantizer clip"):
-        sensitivities(weights_of(folder, "w8"), TEXTS, HEARD, silent)
+        sensitivities(weights_of(folder, "w8-fast"), TEXTS, HEARD, silent)
 
 
 def test_the_ends_of_what_is_in_reach_are_in_reach():

@@ -371,7 +371,7 @@ def test_a_recipe_that_would_round_it_again(capsys, recipe, made):
 
 
 @pytest.mark.parametrize(("source", "line"), [
-    (lambda: paretoq(4), "was trained to be 4-bit, per channel, recipe w8 makes it 8-bit, per channel; use --recipe trained, "),
+    (lambda: paretoq(4), "was trained to be 4-bit, per channel, recipe w8-fast makes it 8-bit, per channel; use "),
     (lambda: torchao("w8")[0], "was trained to be rounded, so there is nothing to choose; export it with --recipe trained"),
 ])  # fmt: skip
 def test_a_search_for_other_precisions(capsys, source, line):

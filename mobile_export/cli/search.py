@@ -111,7 +111,7 @@ def search(
     from mobile_export.quantize.selection import cheapest
     from mobile_export.quantize.sensitivity import sensitivities
 
-    at_8_bits = prepare(checkpoint, "w8", schedule)
+    at_8_bits = prepare(checkpoint, "w8-fast", schedule)
     for line in (*at_8_bits.checkpoint.warnings, *at_8_bits.plan.warnings):
         warn(line)
     must_save = _must_save(at_8_bits, limit, target_bits)
