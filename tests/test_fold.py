@@ -12,7 +12,7 @@ from tiny_families import FAMILIES, TOKENS, written
 from benchmarks.rescaled import rescale
 from mobile_export.quantize import fold as module
 from mobile_export.quantize.activations import quantization_steps, quantize_dequantize_rows
-from mobile_export.quantize.fold import POWERS, channels_of, fold
+from mobile_export.quantize.fold import POWERS, channels_of, fold, of_head
 from mobile_export.verify.reference import reference_logits, reference_model
 
 
@@ -34,7 +34,8 @@ def only_unfolded(_, columns):
 def folded(weights, inputs):
     factors = {}
     for stored in range(len(weights.plan.blocks)):
-        factors |= fold(weights, stored, inputs, only_unfolded)
+        factors |= fold(weights, channels_of(weights, stored), inputs, only_unfolded)
+    factors |= fold(weights, of_head(weights), inputs, only_unfolded)
     return factors, weights.folded_by(factors)
 
 
@@ -74,7 +75,7 @@ def test_the_middle_power_is_the_best_there_is_for_a_group(monkeypatch):
     weights = weights_of(checkpoint(blocks=1), "fp32")
     inputs = drawn_inputs(weights, 0.5)
     name = "blocks.0.ffn.down.weight"
-    columns = fold(weights, 0, inputs, only_unfolded)[name].columns
+    columns = fold(weights, channels_of(weights, 0), inputs, only_unfolded)[name].columns
 
     def bound(scale):
         return float(((weights.float32(name) * scale) ** 2).sum() * ((inputs[name] / scale) ** 2).sum())
@@ -102,9 +103,8 @@ def test_a_rescaled_checkpoint_is_folded_into_the_one_it_came_from(tmp_path, mon
         decoder = reference_model(weights, 64)
         for name, matrix in decoder.named_modules():
             if isinstance(matrix, torch.nn.Linear):
-                matrix.register_forward_pre_hook(
-                    lambda _, given, at=f"{name}.weight", seen=seen: seen.update({at: given[0][0]})
-                )
+                at = weights.source_of(f"{name}.weight")
+                matrix.register_forward_pre_hook(lambda _, given, at=at, seen=seen: seen.update({at: given[0][0]}))
         logits = reference_logits(decoder, TOKENS)
         results.append((weights, folded(weights, seen)[1], logits))
     (first, one, logits), (second, other, others) = results
@@ -122,7 +122,7 @@ def test_a_channel_that_is_never_used_gets_a_finite_scale():
     nothing = {name: torch.zeros_like(x) for name, x in drawn.items()}
     some = {name: x * (torch.arange(x.shape[1]) > 3) for name, x in drawn.items()}
     for inputs in (nothing, some):
-        for factor in fold(weights, 0, inputs, only_unfolded).values():
+        for factor in fold(weights, channels_of(weights, 0), inputs, only_unfolded).values():
             for part in (factor.rows, factor.columns):
                 assert part is None or (part.isfinite().all() and (part > 0).all())
     assert module.LEAST > 0
@@ -136,17 +136,18 @@ def test_channels_are_folded_where_rounding_then_loses_less():
     sizes = torch.linspace(0, 5, weights.shape(down)[1]).exp()[torch.randperm(weights.shape(down)[1])]
     for of, pays in ((weights.quantized(down).dequantized(), False), (own(down) * sizes, True)):
         weights.float32 = lambda name, of=of: of if name == down else own(name)
-        assert (down in fold(weights, 0, inputs | {down: inputs[down] / sizes})) == pays
-    assert not fold(weights_of(checkpoint(blocks=1), "fp32"), 0, inputs)
+        assert (down in fold(weights, channels_of(weights, 0), inputs | {down: inputs[down] / sizes})) == pays
+    plain = weights_of(checkpoint(blocks=1), "fp32")
+    assert not fold(plain, channels_of(plain, 0), inputs)
 
 
 def test_inputs_that_one_scale_a_token_serves_badly_are_folded_even_where_weights_lose_a_little():
     """One input in a hundred is thirty times the others, and one scale has to serve them all."""
-    weights = weights_of(checkpoint(blocks=1), "w8")
+    weights = weights_of(checkpoint(blocks=1), "w8-fast")
     generator, down = torch.Generator().manual_seed(3), "blocks.0.ffn.down.weight"
     inputs = {name: torch.randn(200, m.shape[1], generator=generator) for name, m in weights.matrices.items()}
     inputs[down][:, ::100] *= 30
-    columns = fold(weights, 0, inputs)[down].columns
+    columns = fold(weights, channels_of(weights, 0), inputs)[down].columns
     x, weight = inputs[down], weights.float32(down)
     before, after = (
         float((quantize_dequantize_rows(x / by) @ (weight * by).t() - x @ weight.t()).square().mean())

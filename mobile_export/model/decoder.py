@@ -148,14 +148,17 @@ class Head(nn.Module):
 class Decoder(nn.Module):
     """The whole model. Stored blocks are modules; the schedule calls them, each execution with its own KV slot.
 
-    embedding: tokens int64 [1, T] -> rows of the token table [1, T, table_size]; entry: (those, start) -> [1, T, hidden],
-        None where they are the residual stream already; blocks: stored ones; head: as Head.
+    embedding: tokens int64 [1, T] -> rows of the token table [1, T, table_size]; unfold: what those are multiplied with,
+        float32 (table_size,), None for nothing; entry: (those, start) -> [1, T, hidden], None where they are the residual
+        stream already; blocks: stored ones; head: as Head.
     attend: called as attend(slot, query, key, value, start) with query [1, T, heads, head_dim], key and value
         [1, T, kv_heads, head_dim], rotated; it keeps slot's cache and gives [1, T, heads, head_dim].
     remember: as PlainColumns, where there are conv blocks.
     rotary: one for each of the spec's ropes, called as rotary(start, T), gives what blocks take as cos and sin.
     context: start + T may not exceed it.
     """
+
+    unfold: torch.Tensor | None
 
     def __init__(
         self,
@@ -168,6 +171,7 @@ class Decoder(nn.Module):
         rotary: Iterable[nn.Module],
         attend: nn.Module,
         head: nn.Module,
+        unfold: torch.Tensor | None = None,
         entry: nn.Module | None = None,
         remember: nn.Module | None = None,
     ) -> None:
@@ -175,6 +179,7 @@ class Decoder(nn.Module):
         self.spec, self.schedule, self.context = spec, schedule, context
         self.embedding, self.rotary, self.attend, self.head = embedding, nn.ModuleList(rotary), attend, head
         self.entry, self.remember = entry, remember
+        self.register_buffer("unfold", unfold)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
@@ -193,6 +198,8 @@ class Decoder(nn.Module):
         """`hidden`, with nothing left to check. position: of the first token; symbolic where a graph is traced."""
         rotations = [tables(position, tokens.shape[1]) for tables in self.rotary]
         x = self.embedding(tokens)
+        if self.unfold is not None:
+            x = x * self.unfold
         if self.entry is not None:
             x = self.entry(x, position)
         for slot, stored in enumerate(self.schedule):

@@ -118,8 +118,11 @@ class RwkvHead(nn.Module):
 class RwkvDecoder(nn.Module):
     """The whole model, each execution with its own state.
 
-    embedding: tokens int64 [1, T] -> [1, T, hidden]; norm: on those; blocks: called as RwkvBlock.
+    embedding: tokens int64 [1, T] -> [1, T, hidden]; unfold: what those are multiplied with, float32 (hidden,), None for
+        nothing; norm: on those; blocks: called as RwkvBlock.
     """
+
+    unfold: torch.Tensor | None
 
     def __init__(
         self,
@@ -130,8 +133,10 @@ class RwkvDecoder(nn.Module):
         norm: nn.Module,
         blocks: Iterable[nn.Module],
         head: nn.Module,
+        unfold: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("unfold", unfold)
         self.spec, self.schedule = spec, schedule
         self.embedding, self.norm, self.head = embedding, norm, head
         self.blocks = nn.ModuleList(blocks)
@@ -148,11 +153,16 @@ class RwkvDecoder(nn.Module):
         if position == 0:
             self.states = [empty_state(self.spec)] * len(self.schedule)
         assert position in (0, self.position), f"the state is after {self.position} positions, not {position}"
-        x = self.norm(self.embedding(tokens))
+        x = self.entered(tokens)
         for slot, stored in enumerate(self.schedule):
             x, self.states[slot] = self.blocks[stored](x, self.states[slot])
         self.position = position + tokens.shape[1]
         return x
+
+    def entered(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The stream before the first block, [1, T, hidden]."""
+        x = self.embedding(tokens)
+        return self.norm(x if self.unfold is None else x * self.unfold)
 
 
 def weighed(

@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,10 +39,10 @@ from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import WORKERS, Executions, Stream, room_like, side_by_side
-from mobile_export.quantize.fold import Factor, fold, one_in
+from mobile_export.quantize.fold import Channels, Factor, channels_of, fold, of_head, one_in
 from mobile_export.quantize.gptq import Inputs, damped, gptq
 from mobile_export.quantize.recipe import EMBEDDING
-from mobile_export.quantize.staged import Places, Stages, listening, stages_of, waiting
+from mobile_export.quantize.staged import Places, listening, stages_of, waiting
 from mobile_export.quantize.weights import ModelWeights
 
 Matrices = dict[str, QuantizedWeight]
@@ -145,7 +145,7 @@ class _Walk:
                 continue
             exact = self.executions.run(self._exact_block(stored), slot, exact)
             found = self.executions.run(pieces.stored_block(self.folded, stored, self._linear), slot, found)
-        self._settle_head(found)
+        self._settle_head(exact[::every], found)
 
     def _settle(self, slot: int, exact: Stream, found: Stream, every: int) -> tuple[Stream, Stream]:
         """Quantize every stage of a block that is about to run for the first time; gives both streams after it.
@@ -160,8 +160,9 @@ class _Walk:
         stages = stages_of(block, self.executions.through(block, slot), found[0])
         firsts = [stage[0] for stage in stages]
         before_exact, before = (self._before(block, at_once, stream) for stream in (exact, found))
-        some = [stream[::every] for stream in before_exact]
-        self._fold(stored, stages, self.executions.heard(block, at_once, some, firsts)[0])
+        heard = self.executions.heard(block, at_once, [stream[::every] for stream in before_exact], firsts)[0]
+        given = {_weight(stored, part): heard[stage[0]] for stage in stages for part in stage}
+        self._fold(channels_of(self.weights, stored), given)
         aimed = [part for part in firsts if self._is_aimed(_weight(stored, part))]
         wanted, after_exact = self.executions.heard(block, at_once, before_exact, aimed)
         named = [[_weight(stored, part) for part in stage] for stage in stages]
@@ -174,18 +175,27 @@ class _Walk:
         ]
         with waiting(self.executions.pool, runs) as go_on:
             for stage, first in zip(named, firsts, strict=True):
-                self._settle_stage(stage, places, go_on(), wanted.pop(first, None))
+                self._quantize(stage, go_on(), wanted.pop(first, None))
+                self._settle_stage(stage, places)
             after = [room.copy_(x) for room, x in zip(room_like(found), go_on(), strict=False)]
         return after_exact, after
 
-    def _settle_head(self, found: Stream) -> None:
-        """Quantize what the head multiplies with, for what reaches it."""
-        stages = self._head_stages(found[0][:, :1])
-        places = Places(stage[0] for stage in stages)
-        settling = pieces.head(self.weights, places.place)
-        with waiting(self.executions.pool, [functools.partial(settling, x) for x in found]) as go_on:
-            for stage in stages:
-                self._settle_stage(stage, places, go_on(), None)
+    def _settle_head(self, exact: Stream, found: Stream) -> None:
+        """Quantize what the head multiplies with, for what reaches it. exact: of the texts it is folded by."""
+        self._fold(of_head(self.weights), dict(self._reaching_head(self.weights, exact)))
+        for name, inputs in self._reaching_head(self.folded, found):
+            self._quantize([name], inputs, None)
+
+    def _reaching_head(self, weights: ModelWeights, stream: Stream) -> Iterator[tuple[str, Stream]]:
+        """Each of the head's matrices with its inputs, every text's [T, in_features]; the next one's are worked out with it."""
+        *before, last = (name for stage in self._head_stages(stream[0][:, :1]) for name in stage)
+        places = Places((*before, last))
+        head = pieces.head(weights, places.place)
+        with waiting(self.executions.pool, [functools.partial(head, x) for x in stream]) as go_on:
+            for name in before:
+                yield name, go_on()
+                self._settle_stage([name], places)
+            yield last, go_on()
 
     def _head_stages(self, x: torch.Tensor) -> list[list[str]]:
         head = pieces.head(self.weights, pieces.float_linears(self.weights))
@@ -205,13 +215,13 @@ class _Walk:
         """Whether a matrix aims at the exact stream's output: see the module."""
         return self.weights.shape(name)[1] <= self.weights.recognised.spec.hidden_size
 
-    def _settle_stage(self, stage: Sequence[str], places: Places, found: Stream, exact: Stream | None) -> None:
-        """Quantize matrices that share an input: [T, in_features] for every text and execution, on both streams."""
-        self._quantize([name for name in stage if self.weights.matrices[name].precision.bits < 32], found, exact)
+    def _settle_stage(self, stage: Sequence[str], places: Places) -> None:
         for name in stage:
             places.settle(name, self._linear)
 
-    def _quantize(self, names: Sequence[str], found: Stream, exact: Stream | None) -> None:
+    def _quantize(self, stage: Sequence[str], found: Stream, exact: Stream | None) -> None:
+        """Quantize matrices that share an input: [T, in_features] for every text and execution, on both streams."""
+        names = [name for name in stage if self.weights.matrices[name].precision.bits < 32]
         if not names:
             return
         columns = self._columns(names[0])
@@ -260,10 +270,10 @@ class _Walk:
             return _SettledLinear(self.found[name].dequantized(), bias, self.rounded)
         return pieces.float_linears(self.folded)(name, bias)
 
-    def _fold(self, stored: int, stages: Stages, heard: Heard) -> None:
-        """Find a block's factors from what its matrices are given in float32."""
-        inputs = {_weight(stored, part): torch.cat(heard[stage[0]]) for stage in stages for part in stage}
-        self.factors |= fold(self.weights, stored, inputs, each=self.executions.pool.map)
+    def _fold(self, foldable: Iterable[Channels], given: Mapping[str, Stream]) -> None:
+        """Find a block's factors, or the head's, from what its matrices are given in float32."""
+        inputs = {name: torch.cat(texts) for name, texts in given.items()}
+        self.factors |= fold(self.weights, foldable, inputs, each=self.executions.pool.map)
 
     def _columns(self, name: str) -> torch.Tensor:
         """What the inputs of a matrix are divided by now that it is folded, (in_features,)."""

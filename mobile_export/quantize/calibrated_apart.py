@@ -8,7 +8,7 @@ every block that is still to run again, where shared blocks do not follow at onc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import torch
@@ -18,7 +18,7 @@ from mobile_export.errors import InputError
 from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
-from mobile_export.quantize.fold import Factor, fold, one_in
+from mobile_export.quantize.fold import Channels, Factor, channels_of, fold, of_head, one_in
 from mobile_export.quantize.gptq import Inputs, damped, gptq
 from mobile_export.quantize.mixed import FOUR, mixed_recipe
 from mobile_export.quantize.recipe import EMBEDDING
@@ -49,6 +49,13 @@ def calibrate_apart(
     to_run = Counter(weights.plan.schedule)
     heard: dict[int, dict[str, _Inputs]] = {}  # stored block -> matrix
 
+    def settle(foldable: Iterable[Channels], inputs: Mapping[str, _Inputs]) -> None:
+        _check_finite(weights, inputs)
+        some = {name: torch.cat(given.some) for name, given in inputs.items()}
+        factors.update(fold(at_4_bits, foldable, some, each=pool.map))
+        named = {name: given.moments for name, given in inputs.items() if name in asked}
+        found.update(zip(named, pool.map(rounded, named, named.values()), strict=True))
+
     def rounded(name: str, sums: torch.Tensor) -> QuantizedWeight:
         columns = factors.get(name, Factor()).columns
         columns = torch.ones(len(sums)) if columns is None else columns
@@ -61,20 +68,13 @@ def calibrate_apart(
         with _hearing(block, f"blocks.{stored}.", inputs, one_in(texts)):
             stream = [executions.through(block, slot)(x) for x in stream]
         to_run[stored] -= 1
-        if to_run[stored]:
-            continue
-        _check_finite(weights, inputs)
-        factors |= fold(at_4_bits, stored, {name: torch.cat(given.some) for name, given in inputs.items()}, each=pool.map)
-        named = {name: given.moments for name, given in heard.pop(stored).items() if name in asked}
-        found |= zip(named, pool.map(rounded, named, named.values()), strict=True)
-    head, inputs = pieces.head(weights, linears), dict[str, _Inputs]()
-    with _hearing(head, "head.", inputs, len(texts)):
+        if not to_run[stored]:
+            settle(channels_of(weights, stored), heard.pop(stored))
+    head, at_places = pieces.head(weights, linears), dict[str, _Inputs]()
+    with _hearing(head, "head.", at_places, one_in(texts)):
         for x in stream:
             head(x)
-    _check_finite(weights, inputs)
-    for place, given in inputs.items():
-        if (name := weights.source_of(place)) in asked:
-            found[name] = rounded(name, given.moments)
+    settle(of_head(weights), {weights.source_of(place): inputs for place, inputs in at_places.items()})
     return found, factors
 
 
@@ -97,10 +97,10 @@ class _Inputs:
 
 
 def _check_finite(weights: ModelWeights, inputs: Mapping[str, _Inputs]) -> None:
-    for place, given in inputs.items():
+    for name, given in inputs.items():
         if not given.moments.isfinite().all():
             what = "its inputs go beyond float32 on the calibration text"
-            raise InputError(weights.where(weights.source_of(place)), what, "add --quantizer clip")
+            raise InputError(weights.where(name), what, "add --quantizer clip")
 
 
 def _hearing(block: nn.Module, prefix: str, inputs: dict[str, _Inputs], every: int) -> listening:

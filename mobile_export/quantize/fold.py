@@ -22,6 +22,7 @@ import torch
 from mobile_export.families.spec import DecoderSpec, RwkvSpec
 from mobile_export.quantize.activations import quantization_steps
 from mobile_export.quantize.clip_search import quantize_weight
+from mobile_export.quantize.recipe import HEAD
 from mobile_export.quantize.weights import ModelWeights
 
 LEAST = 1e-3  # of the median: a channel weaker than that is not scaled up any further
@@ -69,18 +70,23 @@ class Channels:
 
 
 def fold(
-    weights: ModelWeights, stored: int, inputs: Mapping[str, torch.Tensor], lost: Lost | None = None, each: Each = map
+    weights: ModelWeights,
+    foldable: Iterable[Channels],
+    inputs: Mapping[str, torch.Tensor],
+    lost: Lost | None = None,
+    each: Each = map,
 ) -> dict[str, Factor]:
-    """The factors that fold a stored block, by weight; its function stays what it was.
+    """The factors that fold a stored block or the head, by weight; its function stays what it was.
 
     Args:
+        foldable: its channels, as channels_of or of_head gives them.
         inputs: matrix -> some of what it is multiplied with, float32 (tokens, in_features).
         lost: by rounding; None: as the recipe rounds.
         each: map, or what runs it side by side.
     """
     factors: dict[str, Factor] = {}
     lost = lost or _Rounded(weights, inputs, factors).lost
-    for channels in channels_of(weights, stored):
+    for channels in foldable:
         # Rows are settled before the columns that hang on them: what a block's end takes comes first.
         taken = [factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking]
         weight = _roots(_by_channel(torch.cat(taken).square().mean(dim=0), channels))
@@ -146,6 +152,16 @@ def channels_of(weights: ModelWeights, stored: int) -> Iterator[Channels]:
         takers = tuple(f"{block}{name}.weight" for name in taking if f"{block}{name}.weight" in weights.sources)
         if named and not _given_elsewhere(weights, named):
             yield Channels(named, takers, channel, power)
+
+
+def of_head(weights: ModelWeights) -> Iterator[Channels]:
+    """What can be folded in front of the head: into a table that is tied to it, too, whose rows are unfolded when looked up."""
+    spec, taking = weights.recognised.spec, weights.source_of(HEAD)
+    columns = weights.shape(taking)[1]
+    giving = {"head.project.weight": 0} if columns != spec.hidden_size else _vector("head.norm")
+    named = {name: start for name, start in giving.items() if name in weights.sources}
+    if named and not _given_elsewhere(weights, named):
+        yield Channels(named, (taking,), torch.arange(columns))
 
 
 Found = tuple[Mapping[str, int], tuple[str, ...], torch.Tensor, float]

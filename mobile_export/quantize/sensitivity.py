@@ -31,7 +31,7 @@ from mobile_export.quantize.mixed import EIGHT, FOUR
 from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
 from mobile_export.quantize.weights import ModelWeights
 
-ALGORITHM = 3  # of measuring: a change makes worthless what was kept
+ALGORITHM = 4  # of measuring: a change makes worthless what was kept
 FROM_TOKENS = -1  # in a slot's place: the token table and what follows it change
 
 
@@ -124,7 +124,7 @@ class _Model:
         self.weights, self.texts, self.pool, self.schedule = weights, texts, pool, weights.plan.schedule
         self.executions = Executions(weights, max(map(len, texts)), pool)
         self.places: dict[str, list[nn.Linear | nn.Embedding]] = defaultdict(list)  # matrix -> the modules that hold it
-        self.table = self._table(EMBEDDING)
+        self.table, self.unfold = self._table(EMBEDDING), weights.unfold()
         self.entrance = self.executions.entrance(self._linear, self._table)
         self.blocks = [pieces.stored_block(weights, number, self._linear) for number in range(len(weights.plan.blocks))]
         self.head = pieces.head(weights, self._linear)
@@ -132,7 +132,8 @@ class _Model:
 
     def entered(self) -> Stream:
         """The stream before the first execution."""
-        return list(self.pool.map(lambda text: self.entrance(self.table(text[None])), self.texts))
+        unfold = 1 if self.unfold is None else self.unfold
+        return list(self.pool.map(lambda text: self.entrance(self.table(text[None]) * unfold), self.texts))
 
     def after(self, slot: int, stream: Stream) -> Stream:
         """The stream after one execution."""

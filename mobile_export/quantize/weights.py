@@ -83,8 +83,20 @@ class ModelWeights:
         """
         parts = [take.of(read_float32(self.checkpoint.tensors[tensor])) for tensor, take in self.sources[name].parts()]
         value = parts[0] if len(parts) == 1 else torch.cat(parts)
-        factors = self.calibrated.factors if self.calibrated else self.factors
-        return factors[name].of(value) if name in factors else value
+        factor = self._factors.get(name)
+        return value if factor is None else factor.of(value)
+
+    def unfold(self) -> torch.Tensor | None:
+        """What rows looked up in the token table are multiplied with, float32 (columns,): a tied table is folded for the head.
+
+        None where it is not.
+        """
+        factor = self._factors.get(EMBEDDING)
+        return None if factor is None or factor.columns is None else 1 / factor.columns
+
+    @property
+    def _factors(self) -> Mapping[str, Factor]:
+        return self.calibrated.factors if self.calibrated else self.factors
 
     @cached_property
     def calibrated(self) -> Calibrated | None:

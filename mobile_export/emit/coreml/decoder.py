@@ -104,6 +104,7 @@ class StatefulDecoder(Decoder):
             plan.schedule,
             context,
             embedding=embedding,
+            unfold=weights.unfold(),
             entry=entry,
             blocks=blocks,
             rotary=[GatheredRotaryTables(rope, context) for rope in spec.ropes],

@@ -146,12 +146,13 @@ class PteRwkvDecoder(RwkvDecoder):
         norm: nn.Module,
         blocks: list[PteRwkvBlock],
         head: nn.Module,
+        unfold: torch.Tensor | None,
     ) -> None:
-        super().__init__(spec, schedule, embedding=embedding, norm=norm, blocks=blocks, head=head)
+        super().__init__(spec, schedule, embedding=embedding, norm=norm, blocks=blocks, head=head, unfold=unfold)
         self.kept = PteStates(spec, len(schedule))
 
     def hidden(self, tokens: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-        x, begun = self.norm(self.embedding(tokens)), start > 0
+        x, begun = self.entered(tokens), start > 0
         for slot, stored in enumerate(self.schedule):
             x, state = self.blocks[stored](x, self.kept.before(slot, begun))
             self.kept.keep(slot, state)

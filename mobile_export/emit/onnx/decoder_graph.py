@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mobile_export.emit.onnx.contrib import ContribOperators
+from mobile_export.emit.onnx.embedding import embedded
 from mobile_export.emit.onnx.graph import MICROSOFT, GraphWriter
 from mobile_export.emit.onnx.operators import OPSET, Execution, KvScales, Operators, Products
 from mobile_export.emit.onnx.positions import Positions
@@ -21,7 +22,7 @@ from mobile_export.emit.onnx.short_conv import ShortConvolutions
 from mobile_export.emit.onnx.standard import StandardOperators
 from mobile_export.families.spec import BlockSpec
 from mobile_export.model.attention_rule import attention_rules
-from mobile_export.quantize.recipe import EMBEDDING, POSITIONS
+from mobile_export.quantize.recipe import POSITIONS
 from mobile_export.quantize.weights import ModelWeights
 
 FLOATS = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
@@ -119,7 +120,7 @@ class DecoderGraph:
     def _entry(self) -> ir.Value:
         """Tokens to residual stream: the table's rows, scaled, projected, moved by their positions, normed."""
         spec = self.spec
-        x = self.products.gather(EMBEDDING, self.tokens, "embedding")
+        x = embedded(self.tokens, self.writer, self.products, self.weights)
         if spec.embedding_scale != 1:
             x = self._times(x, spec.embedding_scale, "embedding.scaled")
         if spec.table_size != spec.hidden_size:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from mobile_export.emit.onnx.embedding import embedded
 from mobile_export.emit.onnx.graph import MICROSOFT, GraphWriter
 from mobile_export.emit.onnx.norms import Norms
 from mobile_export.emit.onnx.operators import OPSET, Products
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.rwkv import NOTHING_YET
-from mobile_export.quantize.recipe import EMBEDDING
 from mobile_export.quantize.weights import ModelWeights
 
 STATE = ("time_input", "channel_input", "numerator", "denominator", "maximum")
@@ -39,7 +39,8 @@ class RwkvGraph:
             InputError: a weight that cannot be read or is not finite.
         """
         tokens = self.writer.input("input_ids", ir.DataType.INT64, ("batch", "tokens"))
-        x = self.norms.over_stream(self.products.gather(EMBEDDING, tokens, "embedding"), "embedding.norm", "embedding.norm")
+        x = embedded(tokens, self.writer, self.products, self.weights)
+        x = self.norms.over_stream(x, "embedding.norm", "embedding.norm")
         past: list[ir.Value] = []
         present: list[ir.Value] = []
         for slot, stored in enumerate(self.plan.schedule):
