@@ -34,7 +34,7 @@ from mobile_export.units import counted
 if TYPE_CHECKING:
     from mobile_export.quantize.weights import ModelWeights
 
-ALGORITHM = 4  # of sampling and of calibrating: a change to either makes worthless what was kept
+ALGORITHM = 5  # of sampling and of calibrating: a change to either makes worthless what was kept
 LEAST_TOKENS = 256  # of a user's text: with fewer, most of a matrix's inputs would hardly be seen
 THREADS = 1  # whatever the machine has: the order in which a sum is taken depends on them
 
