@@ -32,7 +32,7 @@ def test_an_export_calibrates_with_sampled_text(tmp_path, monkeypatch, capsys):
     assert run(["onnx", str(checkpoint(blocks=1, max_positions=32)), "--out", str(out)]) == 0
     held = manifest(out)
     assert held["recipe"]["name"] == "w4"
-    assert (held["calibration"]["text"], held["calibration"]["tokens"]) == ("sampled from the model", 112 * 32)
+    assert (held["calibration"]["text"], held["calibration"]["tokens"]) == ("sampled from the model", 160 * 32)
     assert held["calibration"]["left"] == []  # the table is tied
 
 

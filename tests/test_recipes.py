@@ -71,7 +71,7 @@ def test_the_packaged_recipes_are_these():
             W8,
             W8,
             quantizer="gptq",
-            calibration=Calibration(112, 256),
+            calibration=Calibration(160, 256),
         ),
         "w4-all": Recipe(
             "w4-all",
@@ -80,7 +80,7 @@ def test_the_packaged_recipes_are_these():
             W4,
             W4,
             quantizer="gptq",
-            calibration=Calibration(112, 256),
+            calibration=Calibration(160, 256),
         ),
         "w4-all-fast": Recipe("w4-all-fast", "4 bits everywhere, the table too, not calibrated", W4, W4, W4),
         "w4-fast": Recipe("w4-fast", "4-bit linears in groups of 32, not calibrated; 8-bit table", W4, W8, W8),

@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 from mobile_export.errors import InputError
+from mobile_export.model.products import linear
 from mobile_export.quantize import pieces
 from mobile_export.quantize.activations import quantize_dequantize_rows
 from mobile_export.quantize.clip_search import QuantizedWeight
@@ -86,7 +87,8 @@ class Moments:
     @classmethod
     def of(cls, found: torch.Tensor, exact: torch.Tensor | None) -> Moments:
         """Of inputs [T, in_features] on both streams."""
-        return cls(_gram(found), None if exact is None else (exact - found).t() @ found)
+        columns = found.t().contiguous()
+        return cls(_gram(columns), None if exact is None else linear((exact - found).t(), columns))
 
     def divided(self, columns: torch.Tensor) -> Moments:
         """Of the same inputs, each divided."""
@@ -98,10 +100,10 @@ class Moments:
         return Moments(self.hessian + other.hessian, shift)
 
 
-def _gram(x: torch.Tensor) -> torch.Tensor:
-    """x^T x of [T, columns]; what lies above the diagonal is taken from below it."""
-    parts = x.split(PART, dim=1)
-    lower = [[part.t() @ other for other in parts[: at + 1]] for at, part in enumerate(parts)]
+def _gram(columns: torch.Tensor) -> torch.Tensor:
+    """The products of columns [columns, T] with each other; what lies above the diagonal is taken from below it."""
+    parts = columns.split(PART)
+    lower = [[linear(part, other) for other in parts[: at + 1]] for at, part in enumerate(parts)]
     rows = [[*row, *(lower[below][at].t() for below in range(at + 1, len(parts)))] for at, row in enumerate(lower)]
     return torch.cat([torch.cat(row, dim=1) for row in rows])
 
@@ -299,7 +301,7 @@ class _SettledLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(self.rounded(x), self.weight, self.bias)
+        return linear(self.rounded(x), self.weight, self.bias)
 
 
 class _Executions(Executions):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mobile_export.errors import InputError
+from mobile_export.model.products import linear
 from mobile_export.quantize import pieces
 from mobile_export.quantize.clip_search import QuantizedWeight
 from mobile_export.quantize.executions import Executions
@@ -90,7 +91,8 @@ class _Inputs:
 
     def add(self, x: torch.Tensor) -> None:
         """x: of one text, [T, in_features]."""
-        self.moments += x.t() @ x
+        columns = x.t().contiguous()
+        self.moments += linear(columns, columns)
         if self._texts % self._every == 0:
             self.some.append(x)
         self._texts += 1

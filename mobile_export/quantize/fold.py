@@ -33,7 +33,7 @@ PAYS = 0.95  # of what is lost otherwise: folding that leaves more is not worth 
 CALIBRATED = 0.35  # of what rounding weights loses is left by GPTQ, which can make nothing good of what inputs lose
 
 Each = Callable[[Callable[[torch.Tensor | None], float], Iterable[torch.Tensor | None]], Iterable[float]]
-Lost = Callable[[tuple[str, ...], torch.Tensor | None], float]  # by matrices, their columns multiplied with something or not
+Lost = Callable[[Mapping[str, torch.Tensor], torch.Tensor | None], float]  # by some rows of matrices, columns multiplied or not
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,18 @@ def fold(
         each: map, or what runs it side by side.
     """
     factors: dict[str, Factor] = {}
-    lost = lost or _Rounded(weights, inputs, factors).lost
+    lost = lost or _Rounded(weights, inputs).lost
     for channels in foldable:
         # Rows are settled before the columns that hang on them: what a block's end takes comes first.
-        taken = [factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking]
-        weight = _roots(_by_channel(torch.cat(taken).square().mean(dim=0), channels))
+        taken = {name: factors.get(name, Factor()).of(weights.float32(name)) for name in channels.taking}
+        squares = torch.stack([torch.linalg.vector_norm(weight, dim=0).square() for weight in taken.values()]).sum(dim=0)
+        weight = _roots(_by_channel(squares / sum(map(len, taken.values())), channels))
+        some = {name: taken.pop(name)[::EVERY].clone() for name in channels.taking}
         given = torch.stack([inputs[name].square().mean(dim=0) for name in channels.taking]).mean(dim=0)
         size = _roots(_by_channel(given, channels))
         scales = [size**power / weight ** (1 - power) for power in POWERS]
         tried = [None, *(scale[channels.channel] for scale in scales)]
-        unfolded, *costs = each(partial(lost, channels.taking), tried)
+        unfolded, *costs = each(partial(lost, some), tried)
         least = min(range(len(scales)), key=costs.__getitem__)
         if costs[least] >= PAYS * unfolded:
             continue
@@ -117,21 +119,22 @@ def one_in(texts: Sequence[torch.Tensor]) -> int:
 
 @dataclass(frozen=True)
 class _Rounded:
-    """What rounding loses of a block's matrices and their inputs as the recipe has them, folded so far by `factors`."""
+    """What rounding loses of matrices and their inputs as the recipe has them."""
 
     weights: ModelWeights
     inputs: Mapping[str, torch.Tensor]
-    factors: Mapping[str, Factor]
 
-    def lost(self, names: tuple[str, ...], columns: torch.Tensor | None) -> float:
-        """What is added to the squares of the matrices' outputs, summed over rows and averaged over tokens."""
-        return sum(self._lost(name, columns) for name in names)
+    def lost(self, some: Mapping[str, torch.Tensor], columns: torch.Tensor | None) -> float:
+        """What is added to the squares of the outputs of some rows, summed over rows and averaged over tokens.
 
-    def _lost(self, name: str, columns: torch.Tensor | None) -> float:
+        some: of each matrix one row in EVERY, float32.
+        """
+        return sum(self._lost(name, weight, columns) for name, weight in some.items())
+
+    def _lost(self, name: str, weight: torch.Tensor, columns: torch.Tensor | None) -> float:
         precision = self.weights.matrices[name].precision
         if precision.bits == 32:
             return 0.0
-        weight = self.factors.get(name, Factor()).of(self.weights.float32(name))[::EVERY]
         inputs = self.inputs[name]
         if columns is not None:
             weight, inputs = weight * columns, inputs / columns

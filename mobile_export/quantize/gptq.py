@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mobile_export.model.products import product
 from mobile_export.quantize.clip_search import QuantizedWeight, code_range, quantize_weight
 from mobile_export.quantize.recipe import Precision
 
@@ -86,7 +87,7 @@ def damped(moments: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def _errors(off: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """What each row is off by, (columns, rows), weighed by the hessian: (rows,)."""
-    return (off * (hessian @ off)).sum(dim=0)
+    return (off * product(hessian, off)).sum(dim=0)
 
 
 def _round(values: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
@@ -105,5 +106,5 @@ def _first_pass(wanted: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor
             codes[start + i] = code
             passed_on[i] = (here[i] - code * scales[start + i]) / inner[i, i]
             here[i:] -= inner[i, i:, None] * passed_on[i]
-        left[stop:] -= factor[start:stop, stop:].t() @ passed_on
+        left[stop:] -= product(factor[start:stop, stop:].t(), passed_on)
     return codes

@@ -11,6 +11,7 @@ from torch import nn
 from mobile_export.families.spec import RwkvSpec
 from mobile_export.model.decoder import AttentionInput, Block, ConvBlock, FeedForward, Head
 from mobile_export.model.entry import Entry, has_entry
+from mobile_export.model.products import FastLinear
 from mobile_export.model.rwkv import RwkvBlock, RwkvHead
 from mobile_export.model.short_conv import ShortConv
 from mobile_export.quantize.recipe import POSITIONS
@@ -28,7 +29,7 @@ def float_linears(weights: ModelWeights) -> Linears:
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     """A Linear in float32 that holds these very tensors."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made = FastLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         made.bias = cast("nn.Parameter", bias)

@@ -87,7 +87,7 @@ class KvCache:
 class Calibration:
     """How much text a calibrated quantizer sees: so many sequences, of so many tokens each."""
 
-    sequences: Annotated[int, pydantic.Field(ge=1)] = 112
+    sequences: Annotated[int, pydantic.Field(ge=1)] = 160
     tokens: Annotated[int, pydantic.Field(ge=32)] = 256
 
 
