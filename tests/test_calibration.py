@@ -1,10 +1,12 @@
 """Calibration of whole models: sampled text, blocks that run several times, every family, and what is kept of it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from exported import artifact, checkpoint, manifest, onnx_artifact, weights_of
+from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_llama
 from tiny_families import FAMILIES, written
 
@@ -13,6 +15,7 @@ from mobile_export.cli import run
 from mobile_export.errors import InputError
 from mobile_export.quantize import calibrated, calibration
 from mobile_export.quantize.activations import quantize_dequantize_rows
+from mobile_export.quantize.calibrated_apart import calibrate_apart
 from mobile_export.quantize.clip_search import quantize_weight
 from mobile_export.quantize.recipe import Calibration, read_recipe
 from mobile_export.quantize.sampling import sample_texts
@@ -207,6 +210,27 @@ def test_a_head_is_calibrated_for_what_the_quantized_blocks_give_it(tied, monkey
     assert off[0] < 0.6 * off[1]
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_head_whose_inputs_differ_in_size_is_folded(tied, apart, tmp_path):
+    """Every eighth channel of what the last norm gives is thirty times the others."""
+    folder = write_llama(tmp_path, blocks=1, tied=tied)
+    held = load_file(folder / "model.safetensors")
+    held["model.norm.weight"][::8] *= 30
+    save_file(held, folder / "model.safetensors")
+    weights, name = weights_of(folder, "w8-fast"), "embedding.weight" if tied else "head.linear.weight"
+    texts = list(sample_texts(weights, 4, 32, silent))
+    with ThreadPoolExecutor(1) as pool:
+        found, factors = (
+            calibrate_apart(weights, [name], texts, pool, silent) if apart else calibrated.calibrate(weights, texts, silent)
+        )
+    columns = factors[name].columns
+    assert columns[::8].min() > 1.5 * columns.median()
+    assert torch.allclose(factors["head.norm.weight"].rows * columns, torch.ones_like(columns))
+    table = weights.float32(name) * columns
+    assert (found[name].dequantized() - table).norm() < (0.2 if apart else 0.02) * table.norm()
+
+
 def test_only_matrices_no_wider_than_the_stream_aim_at_the_exact_one(monkeypatch):
     """And an error while the texts wait leaves none of their threads behind."""
     weights, fitted, threads = weights_of(checkpoint(blocks=2)), [], threading.active_count()
@@ -233,8 +257,6 @@ def test_sums_of_products_are_the_same_in_parts(columns):
 def test_activations_beyond_float32_are_refused(tmp_path):
     tensors = {"model.layers.0.mlp.up_proj.weight": 1e30, "model.layers.0.mlp.gate_proj.weight": 1e30}
     folder = write_llama(tmp_path, blocks=2)
-    from safetensors.torch import load_file, save_file
-
     held = load_file(folder / "model.safetensors")
     save_file({name: tensor * tensors.get(name, 1) for name, tensor in held.items()}, folder / "model.safetensors")
     with pytest.raises(InputError) as error:

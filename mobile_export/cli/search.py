@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mobile_export.quantize.weights import ModelWeights
 
 SEQUENCES, TOKENS = 8, 128  # of the text that is measured on
-HEARD = 16  # of the sequences a recipe is calibrated on: what each matrix is calibrated on by itself
+HEARD = 48  # of the sequences a recipe is calibrated on: what each matrix is calibrated on by itself
 SHOWN = 5  # matrices at each end of the table
 
 
