@@ -6,7 +6,7 @@ whatever rounds it to 4 bits again.
 
     python -m benchmarks.quality --text novel.txt --work work/quality
     python -m benchmarks.quality --text novel.txt --work work/quality --formats onnx pte --recipes w4 --tokens 1024
-    python -m benchmarks.quality_plot results.json docs/kl-against-size.png
+    python -m benchmarks.quality_plot results.json kl-against-size.png
 
 --text: a text no recipe was calibrated with; 3,072 tokens of it are used. A .pte is fed token by token: ten times slower.
 A recipe mixed-5.0 is what `mobile-export search --target-bits 5.0` chooses. --llama-python adds llama.cpp's Q4_K_M, quantized

@@ -1,6 +1,6 @@
-"""Plot: divergence against size, of every artifact that benchmarks.quality has measured, from the file its --json wrote.
+"""Plot: divergence against size, of every artifact that benchmarks.quality has measured, from the files its --json wrote.
 
-python -m benchmarks.quality_plot results.json docs/kl-against-size.png
+python -m benchmarks.quality_plot onnx.json pte.json docs/kl-against-size.png
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROOM = 30, 16  # pixels between two names, beside and above each other
 def main() -> None:
     """Draw the file named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="on one text")
     parser.add_argument("png", type=Path)
     asked = parser.parse_args()
-    measured = json.loads(asked.results.read_text())["measured"]
-    asked.png.write_bytes(png_of(draw(list(measured.values()))))
+    measured = [row for results in asked.results for row in json.loads(results.read_text())["measured"].values()]
+    asked.png.write_bytes(png_of(draw(measured)))
 
 
 def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
