@@ -43,30 +43,34 @@ def main() -> None:
 
 
 def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
-    """A dot for each artifact with its recipe's name, a colour for each subject and format; nats from 0, sizes from the least.
+    """A dot for each artifact with its recipe's name, a colour for each subject and format; nats by their logarithm.
 
     Args:
         measured: rows of benchmarks.quality: subject, recipe, format, bytes and kl.
     """
     sizes, divergences = [row["bytes"] / 1e6 for row in measured], [row["kl"] for row in measured]
-    y_step, x_step = round_step(max(divergences)), round_step(max(max(sizes) - min(sizes), 6.0))
+    ticks, x_step = _ticks(min(divergences), max(divergences)), round_step(max(max(sizes) - min(sizes), 6.0))
     x_begin = x_step * (math.ceil(min(sizes) / x_step) - 1)
-    columns, rows = math.ceil((max(sizes) - x_begin) / x_step) + 1, math.ceil(1.05 * max(divergences) / y_step)
+    columns = math.ceil((max(sizes) - x_begin) / x_step) + 1
     kinds = list(dict.fromkeys((row["subject"], row["format"]) for row in measured))
     colors = dict(zip(kinds, COLORS, strict=False))
+
+    def height(nats: float) -> float:
+        return up(math.log(nats / ticks[0]) / math.log(ticks[-1] / ticks[0]))
+
     dots = [
-        Dot(along((size - x_begin) / (columns * x_step)), up(kl / (rows * y_step)), colors[row["subject"], row["format"]])
+        Dot(along((size - x_begin) / (columns * x_step)), height(kl), colors[row["subject"], row["format"]])
         for row, size, kl in zip(measured, sizes, divergences, strict=True)
     ]
     return Drawing(
-        grid=tuple(up(tick / rows) for tick in range(rows + 1)),
+        grid=tuple(map(height, ticks)),
         labels=(
             Label(LEFT, 18, "KL from float32, nats a token", "start", 14),
             *(
                 Label(LEFT + LEGEND * at, 34, f"{subject}, {form}", "start", color=colors[subject, form])
                 for at, (subject, form) in enumerate(kinds)
             ),
-            *(Label(LEFT - 8, up(tick / rows) + 4, f"{tick * y_step:g}", "end") for tick in range(rows + 1)),
+            *(Label(LEFT - 8, height(tick) + 4, f"{tick:g}", "end") for tick in ticks),
             *(
                 Label(along(tick / columns), HEIGHT - BOTTOM + 18, f"{x_begin + tick * x_step:g}", "middle")
                 for tick in range(columns + 1)
@@ -76,6 +80,13 @@ def draw(measured: Sequence[dict[str, Any]]) -> Drawing:
         ),
         dots=tuple(dots),
     )
+
+
+def _ticks(least: float, largest: float) -> list[float]:
+    """1, 2, 5, 10 and so on, from below the least to above the largest."""
+    every = [mantissa * 10.0**exponent for exponent in range(-9, 3) for mantissa in (1, 2, 5)]
+    low, high = max(tick for tick in every if tick <= least), min(tick for tick in every if tick >= largest)
+    return [tick for tick in every if low <= tick <= high]
 
 
 def named(dots: Sequence[Dot], names: Sequence[str]) -> list[Label]:
