@@ -227,4 +227,4 @@ def test_a_training_file_goes_through_to_an_artifact_named_after_it(folder, tmp_
     torch.save({"model": renamed("module.")}, folder / "last.pt")
     monkeypatch.chdir(tmp_path)
     assert run(["onnx", str(folder / "last.pt"), "--recipe", "w8-fast"]) == 0
-    assert (tmp_path / "last-w8-onnx" / "model.onnx").is_file()
+    assert (tmp_path / "last-w8-fast-onnx" / "model.onnx").is_file()

@@ -58,7 +58,7 @@ def export(out: Path, *arguments: str) -> int:
         (
             ("--palettes", "--recipe", "w8-fast"),
             2,
-            "--palettes: recipe w8 has no 4-bit weights; choose one that has, such as w4",
+            "--palettes: recipe w8-fast has no 4-bit weights; choose one that has, such as w4",
         ),
         (("--max-context", "2"), 2, "--max-context: swift-transformers wants a range of lengths; use at least 3"),
         (("--max-context", "257"), 3, "--max-context: 257 positions, the model was trained for 256; use at most 256"),
