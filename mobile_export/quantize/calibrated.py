@@ -11,8 +11,8 @@ sees the result.
 The head comes last, for what the quantized blocks give it. A table that is tied to it is rounded for the head: what it costs
 there is ten times what it costs where rows are looked up (decision 0018), and the found stream begins with rows in float32.
 
-Before a block is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32. Then both
-streams go through it side by side, every text by itself, and all wait (paused.py) in front of what is being quantized.
+Before a block or the head is quantized it is folded (fold.py) where that pays, by what its matrices are given in float32. Both
+streams go through a block side by side, every text by itself, and all wait (paused.py) in front of what is being quantized.
 
 A block that runs several times gathers its sums over all of its executions, and is quantized once. Where one execution
 follows the other (immediate sharing), its inputs come from the block itself, still in float32, on the found stream. Where
